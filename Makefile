@@ -1,0 +1,40 @@
+# Each goal sets up what it needs; nothing has to be done before. See scripts/setup.
+.PHONY: demo test lint bench docs clean
+
+PYTHON_IN = .venv/bin/python
+# Options for the demo: make demo OPTIONS='--left reject --right double'
+OPTIONS =
+# What to test: make test TESTS=tests/unit
+TESTS =
+
+demo:
+	@scripts/setup demo
+	@$(PYTHON_IN) -m nat_traverse demo $(OPTIONS)
+
+test:
+	@scripts/setup test
+	$(PYTHON_IN) -m pytest $(TESTS)
+	$(PYTHON_IN) scripts/coverage
+
+lint:
+	@scripts/setup lint
+	$(PYTHON_IN) -m ruff check .
+	$(PYTHON_IN) -m ruff format --check .
+	$(PYTHON_IN) -m mypy
+
+bench:
+	@scripts/setup bench
+	$(PYTHON_IN) bench/startup.py
+	$(PYTHON_IN) bench/connect.py
+	$(PYTHON_IN) bench/datapath.py
+
+# The manual page and the shell completions, from the table of options.
+docs:
+	@scripts/setup lint
+	$(PYTHON_IN) -m nat_traverse.cli.manual >docs/nat-traverse.1
+	$(PYTHON_IN) -m nat_traverse.cli.completion bash >docs/completion/nat-traverse.bash
+	$(PYTHON_IN) -m nat_traverse.cli.completion zsh >docs/completion/_nat-traverse
+	$(PYTHON_IN) -m nat_traverse.cli.completion fish >docs/completion/nat-traverse.fish
+
+clean:
+	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*

@@ -1,0 +1,80 @@
+"""The exceptions of nat-traverse, and the exit code that each of them means.
+
+    NatTraverseError
+     ├── UsageError            2    the command line or an argument makes no sense
+     ├── NoPathError           4    the deadline passed and no path was found (0.7's code)
+     ├── DataLostError         5    data was lost on the way and can't be had again
+     ├── PeerGoneError         the errno: 104 ended early, 110 fell silent, 111 refuses
+     ├── LocalNetworkError     the errno: 22 unknown host, 98 in use, 101 no route, 13 not permitted
+     ├── OutputError           the errno of the failed write: 28 disk full
+     └── ProtocolError
+          ├── RemoteProtocolError  the peer (or a stranger) sent something that is no message
+          └── LocalProtocolError   this program tried to build a message that cannot exist
+
+The text of an exception is what the user reads: what failed, the likeliest reason, what to try.
+"""
+
+from __future__ import annotations
+
+import errno
+
+EXIT_USAGE = 2
+EXIT_NO_PATH = 4  # what 0.7 returned for its timeout
+EXIT_DATA_LOST = errno.EIO  # 5 on every platform we run on
+
+
+class NatTraverseError(Exception):
+    """The root: every failure that is reported to a user. `exit_code` is the process's status."""
+
+    exit_code = 1
+
+
+class UsageError(NatTraverseError):
+    """The command line, or an argument of the library, makes no sense."""
+
+    exit_code = EXIT_USAGE
+
+
+class NoPathError(NatTraverseError):
+    """No path to the peer was validated before the deadline."""
+
+    exit_code = EXIT_NO_PATH
+
+
+class DataLostError(NatTraverseError):
+    """The plain tunnel lost datagrams: both ends compared their counts at the end."""
+
+    exit_code = EXIT_DATA_LOST
+
+
+class ErrnoError(NatTraverseError):
+    """A failure whose exit code is the operating system's error number, as it was with 0.7."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.errno = number
+        self.exit_code = number if 0 < number < 256 else 1  # noqa: PLR2004 (a wait status has 8 bits)
+
+
+class LocalNetworkError(ErrnoError):
+    """A socket could not be opened, bound or routed on this host."""
+
+
+class PeerGoneError(ErrnoError):
+    """An established tunnel ended without the peer having finished."""
+
+
+class OutputError(ErrnoError):
+    """What the peer sent could not be written: the disk is full, the device is gone."""
+
+
+class ProtocolError(NatTraverseError):
+    """A message that cannot be; never shown to a user as such, but counted."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """Bytes from the network that are no message of this protocol."""
+
+
+class LocalProtocolError(ProtocolError):
+    """This program tried to build a message that the protocol cannot express."""
