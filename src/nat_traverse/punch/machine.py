@@ -1,0 +1,118 @@
+"""The interface of every machine in this package: inputs, effects, events.
+
+A machine never acts by itself. Its owner feeds it datagrams, errors and the time, then carries
+out `effects()` and reads `next_event()` until both are empty, and calls `handle_timer` not
+earlier than `get_timer()` says. All times are seconds on one monotonic clock of the owner's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nat_traverse.model import Endpoint, Generation, NetworkError, Path
+    from nat_traverse.punch.evidence import Evidence
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Effect: put one datagram on `path`, with this TTL or hop limit (None: the system's)."""
+
+    data: bytes
+    path: Path
+    ttl: int | None = None
+
+
+Effect = Send
+
+
+@dataclass(frozen=True, slots=True)
+class PeerHeard:
+    """Event: the first message of the peer's arrived on this path; the way in is open."""
+
+    path: Path
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRefused:
+    """Event: an ICMP error or a local refusal of a kind not seen before on this path."""
+
+    path: Path
+    error: NetworkError
+
+
+@dataclass(frozen=True, slots=True)
+class PortChanged:
+    """Event: a message of the peer's came from `actual` and not from the agreed port."""
+
+    path: Path
+    actual: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class PathValidated:
+    """Event: an answer to a hello of ours arrived: the path is open in both directions.
+
+    `round_trip` is in seconds, None if the proof was no answer to a hello that is remembered.
+    """
+
+    path: Path
+    round_trip: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """Event: both sides use this path from now on.
+
+    `observed` is our own mapped address as the peer sees it, if it said so; `datagram_size` the
+    largest datagram in bytes known to cross the path unfragmented; `early_data` is user data
+    which was itself the proof that the peer is connected.
+    """
+
+    path: Path
+    generation: Generation
+    round_trip: float | None
+    observed: Endpoint | None
+    datagram_size: int
+    early_data: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Event: the peer needs nothing more from the handshake; the socket may be closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlinePassed:
+    """Event: no path was validated in time; `evidence` is all that was seen."""
+
+    evidence: Evidence
+
+
+Event = PeerHeard | PeerRefused | PortChanged | PathValidated | Connected | Settled | DeadlinePassed
+
+
+class Machine(Protocol):
+    """What the driver runs, in a real network as in a simulated one."""
+
+    def receive_datagram(self, data: bytes, path: Path, now: float) -> None:
+        """Take a datagram that arrived on `path.socket` from `path.remote`, whoever that is."""
+
+    def receive_error(self, error: NetworkError, path: Path, now: float) -> None:
+        """Take a refusal of something that was sent on `path`."""
+
+    def handle_timer(self, now: float) -> None:
+        """Do what is due at `now`."""
+
+    def get_timer(self) -> float | None:
+        """Return when `handle_timer` wants to be called, or None for never."""
+
+    def effects(self, now: float) -> Iterator[Effect]:
+        """Yield, once, what is to be done at `now`, in order."""
+
+    def next_event(self) -> Event | None:
+        """Return the oldest event not yet returned, or None."""
