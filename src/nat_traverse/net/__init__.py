@@ -1,0 +1,1 @@
+"""LAYER 2: the only code that touches the operating system's network."""
