@@ -105,6 +105,7 @@ _ERRNO_KINDS: Final = {
     errno.EACCES: ErrorKind.NOT_PERMITTED,  # a "prohibit" route, a broadcast address
     errno.ENETUNREACH: ErrorKind.NETWORK_UNREACHABLE,
     errno.ENETDOWN: ErrorKind.NETWORK_UNREACHABLE,
+    errno.EADDRNOTAVAIL: ErrorKind.NETWORK_UNREACHABLE,  # IPv6 without an address of our own
     errno.EHOSTUNREACH: ErrorKind.HOST_UNREACHABLE,
     errno.EHOSTDOWN: ErrorKind.HOST_UNREACHABLE,
     errno.ECONNREFUSED: ErrorKind.PORT_UNREACHABLE,

@@ -67,7 +67,9 @@ def _routed(to: Endpoint) -> Iterator[socket.socket]:
 def _explained(error: OSError, to: Endpoint) -> LocalNetworkError:
     number = error.errno if error.errno and error.errno > 0 else errno.EINVAL
     version = "IPv6" if to.is_ipv6 else "IPv4"
-    if number in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+    if number in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+        number = errno.ENETUNREACH  # what a host without this family says in other words
+    if number in (errno.ENETUNREACH, errno.EHOSTUNREACH):
         text = (
             f"No route to {to.host}: this machine has no {version} connection that leads there."
             f" Check that the network is up (`ip {'-6 ' if to.is_ipv6 else ''}route`)"

@@ -160,12 +160,24 @@ class UdpSocket:
         errors.extend(record for record in drained.records if record.error.reporter is not None)
         return errors
 
-    def enable_offload(self) -> bool:
-        """Prepare for bulk data: large buffers and, where the kernel can, receiving in runs.
-
-        Returns whether it can. To be called once a path is chosen, not for each socket of a spray.
-        """
+    def enlarge_buffers(self) -> None:
+        """Make room for bursts of data, as much as this user may have."""
         offload.enlarge_buffers(self._sock)
+
+    @property
+    def receive_room(self) -> int:
+        """How many bytes of full datagrams the receive buffer holds for certain.
+
+        The kernel counts up to three bytes of its own for each of the user's, and states the size
+        with that included (socket(7), SO_RCVBUF).
+        """
+        return self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 4
+
+    def enable_offload(self) -> bool:
+        """Receive in runs where the kernel can, for `receive_into`; returns whether it can.
+
+        `receive` must then be called until it returns None: what is left of a run wakes nobody.
+        """
         return offload.enable_receiving(self._sock)
 
     def send_segments(

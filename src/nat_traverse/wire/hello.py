@@ -17,10 +17,13 @@ import ipaddress
 import struct
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nat_traverse.errors import LocalProtocolError, RemoteProtocolError
 from nat_traverse.model import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 HELLO_MAGIC = b"nat-traverse-garbage"
 ACK_MAGIC = b"nat-traverse-ackacka"
@@ -41,6 +44,7 @@ _NUMBER = struct.Struct("!I")
 
 _NOMINATE = 0x01
 _DONE = 0x02
+_MARK = 0x04
 
 _END = 0x00
 _ECHO = 0x01
@@ -51,6 +55,7 @@ _FINISHED = 0x09
 _RECEIVED = 0x0A
 _CLOSING = 0x0B
 _ROUND_TRIP = 0x0C
+_ROOM = 0x0D
 
 _IPV4_FIELD = 6  # port and 4 bytes of address
 _IPV6_FIELD = 18  # port and 16 bytes of address
@@ -109,6 +114,8 @@ class Message:
     finished    hello: no more data will be sent, and this much was
     received    ack of finished, and closing: how much has arrived
     closing     hello: the tunnel is over for the sender
+    mark        hello: to be answered when all that came before it was taken
+    room        ack of a mark: bytes that the sender's receive buffer holds
     round_trip  nominating hello: what the sender measured on this path, in microseconds
     """
 
@@ -116,6 +123,7 @@ class Message:
     nonce: bytes
     nominate: bool = False
     done: bool = False
+    mark: bool = False
     serial: int | None = None
     echo: bytes | None = None
     observed: Endpoint | None = None
@@ -124,6 +132,7 @@ class Message:
     received: Counts | None = None
     closing: Reason | None = None
     round_trip: int | None = None
+    room: int | None = None
 
 
 def encode(message: Message, *, size: int = 0) -> bytes:
@@ -133,7 +142,7 @@ def encode(message: Message, *, size: int = 0) -> bytes:
     """
     if len(message.nonce) != NONCE_SIZE:
         raise LocalProtocolError(f"a nonce has {NONCE_SIZE} bytes, not {len(message.nonce)}")
-    flags = _NOMINATE * message.nominate | _DONE * message.done
+    flags = _NOMINATE * message.nominate | _DONE * message.done | _MARK * message.mark
     parts = [_HEAD.pack(message.kind.value, VERSION, flags, message.nonce)]
     for kind, value in _encode_fields(message):
         parts.append(_FIELD.pack(kind, len(value)) + value)
@@ -160,6 +169,7 @@ def decode(datagram: bytes) -> Message | Bare:
         nonce=nonce,
         nominate=bool(flags & _NOMINATE),
         done=bool(flags & _DONE),
+        mark=bool(flags & _MARK),
         serial=_decode_number(fields.get(_SERIAL)),
         echo=_exactly(fields.get(_ECHO), NONCE_SIZE),
         observed=_decode_endpoint(fields.get(_OBSERVED)),
@@ -168,30 +178,26 @@ def decode(datagram: bytes) -> Message | Bare:
         received=_decode_counts(fields.get(_RECEIVED)),
         closing=_decode_reason(fields.get(_CLOSING)),
         round_trip=_decode_number(fields.get(_ROUND_TRIP)),
+        room=_decode_number(fields.get(_ROOM)),
     )
 
 
-def _encode_fields(message: Message) -> list[tuple[int, bytes]]:
-    fields: list[tuple[int, bytes]] = []
-    if message.serial is not None:
-        fields.append((_SERIAL, _encode_number(message.serial)))
-    if message.echo is not None:
-        if len(message.echo) != NONCE_SIZE:
-            raise LocalProtocolError(f"an echo has {NONCE_SIZE} bytes, not {len(message.echo)}")
-        fields.append((_ECHO, message.echo))
-    if message.observed is not None:
-        fields.append((_OBSERVED, _encode_endpoint(message.observed)))
-    if message.mode is not None:
-        fields.append((_MODE, bytes([message.mode.value])))
-    if message.finished is not None:
-        fields.append((_FINISHED, _encode_counts(message.finished)))
-    if message.received is not None:
-        fields.append((_RECEIVED, _encode_counts(message.received)))
-    if message.closing is not None:
-        fields.append((_CLOSING, bytes([message.closing.value])))
-    if message.round_trip is not None:
-        fields.append((_ROUND_TRIP, _encode_number(message.round_trip)))
-    return fields
+def _encode_fields(message: Message) -> Iterator[tuple[int, bytes]]:
+    """Yield type and value of the fields that the message has."""
+    encoders: tuple[tuple[int, Any, Callable[[Any], bytes]], ...] = (
+        (_SERIAL, message.serial, _encode_number),
+        (_ECHO, message.echo, _encode_echo),
+        (_OBSERVED, message.observed, _encode_endpoint),
+        (_MODE, message.mode, _encode_choice),
+        (_FINISHED, message.finished, _encode_counts),
+        (_RECEIVED, message.received, _encode_counts),
+        (_CLOSING, message.closing, _encode_choice),
+        (_ROUND_TRIP, message.round_trip, _encode_number),
+        (_ROOM, message.room, _encode_number),
+    )
+    for kind, value, encoder in encoders:
+        if value is not None:
+            yield kind, encoder(value)
 
 
 def _decode_fields(datagram: bytes) -> dict[int, bytes]:
@@ -228,6 +234,16 @@ def _decode_endpoint(value: bytes | None) -> Endpoint | None:
     if len(value) not in {_IPV4_FIELD, _IPV6_FIELD}:
         raise RemoteProtocolError(f"observed address of {len(value)} bytes")
     return Endpoint(str(ipaddress.ip_address(value[2:])), int.from_bytes(value[:2], "big"))
+
+
+def _encode_echo(nonce: bytes) -> bytes:
+    if len(nonce) != NONCE_SIZE:
+        raise LocalProtocolError(f"an echo has {NONCE_SIZE} bytes, not {len(nonce)}")
+    return nonce
+
+
+def _encode_choice(choice: Mode | Reason) -> bytes:
+    return bytes([choice.value])
 
 
 def _encode_number(number: int) -> bytes:

@@ -37,6 +37,8 @@ GOLDEN = {
         Kind.ACK, NONCE, done=True, echo=OTHER
     ),
     HEAD + b"\x08\x00\x04\x00\x01\x02\x03" + END: Message(Kind.HELLO, NONCE, serial=0x010203),
+    HELLO_MAGIC + b"\x01\x04" + NONCE + END: Message(Kind.HELLO, NONCE, mark=True),
+    HEAD + b"\x0d\x00\x04\x00\x20\x00\x00" + END: Message(Kind.HELLO, NONCE, room=2 << 20),
     HEAD + b"\x0c\x00\x04\x00\x00\x4e\x20" + END: Message(Kind.HELLO, NONCE, round_trip=20_000),
     HEAD + b"\x03\x00\x01\x00" + END: Message(Kind.HELLO, NONCE, mode=Mode.PLAIN),
     HEAD + b"\x02\x00\x06\x9c\x40\xc6\x33\x64\x02" + END: Message(
@@ -105,7 +107,7 @@ def test_malformed_datagrams_are_refused(data: bytes, why: str) -> None:
 
 
 def test_unknown_fields_flags_and_trailing_bytes_are_skipped() -> None:
-    data = HELLO_MAGIC + b"\x01\xfc" + NONCE + b"\x63\x00\x02ab" + b"\x03\x00\x01\x00" + END
+    data = HELLO_MAGIC + b"\x01\xf8" + NONCE + b"\x63\x00\x02ab" + b"\x03\x00\x01\x00" + END
     assert decode(data + b"\xff garbage") == Message(Kind.HELLO, NONCE, mode=Mode.PLAIN)
 
 
@@ -133,6 +135,8 @@ def test_an_ack_with_every_field_is_smaller_than_a_hello() -> None:
         NONCE,
         nominate=True,
         done=True,
+        mark=True,
+        room=2**32 - 1,
         serial=2**32 - 1,
         echo=OTHER,
         observed=Endpoint("2001:db8::7", 65535),
@@ -178,6 +182,8 @@ messages = st.builds(
     received=st.none() | counts,
     closing=st.none() | st.sampled_from(Reason),
     round_trip=st.none() | st.integers(0, 2**32 - 1),
+    mark=st.booleans(),
+    room=st.none() | st.integers(0, 2**32 - 1),
 )
 
 
