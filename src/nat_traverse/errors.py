@@ -7,6 +7,7 @@
      ├── PeerGoneError         the errno: 104 ended early, 110 fell silent, 111 refuses
      ├── LocalNetworkError     the errno: 22 unknown host, 98 in use, 101 no route, 13 not permitted
      ├── OutputError           the errno of the failed write: 28 disk full
+     ├── LabError              1    the demo's network could not be built (in `lab.namespace`)
      └── ProtocolError
           ├── RemoteProtocolError  the peer (or a stranger) sent something that is no message
           └── LocalProtocolError   this program tried to build a message that cannot exist
