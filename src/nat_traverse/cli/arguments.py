@@ -1,0 +1,177 @@
+"""From the words of a command line to what is to be done."""
+
+from __future__ import annotations
+
+from nat_traverse.cli.getopt import Given, scan
+from nat_traverse.cli.options import COMMANDS, DEFAULT_KIND, DEMO, FORM, TUNNEL
+from nat_traverse.errors import UsageError
+
+TYPE_CHECKING = False  # importing typing would double the time that --version takes
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Final
+
+    from nat_traverse.cli.getopt import Scan
+    from nat_traverse.cli.options import Command
+    from nat_traverse.cli.settings import Connect, Demo
+    from nat_traverse.cli.target import Target
+
+    Values = dict[str, str | int | None]
+
+DEADLINE: Final = 180.0
+"""Seconds to try when the user named no limit. Long, because success matters more than giving up
+early: the other user has to be told, walk to a keyboard and type."""
+
+PART: Final = 10
+"""Seconds that --window and --timeout each stand for when only the other is given, as in 0.7."""
+
+LONGEST: Final = 366 * 24 * 3600
+"""A limit of more seconds than this, a year, is none: no clock is asked for sums near infinity."""
+
+HINT: Final = "Try 'nat-traverse --help'."
+
+
+class ShowVersion:
+    """Print the version on standard output."""
+
+    __slots__ = ()
+
+
+class ShowHelp:
+    """Print the help text of `command` on standard output."""
+
+    __slots__ = ("command",)
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
+
+
+def parse(
+    arguments: Sequence[str], environment: Mapping[str, str]
+) -> ShowVersion | ShowHelp | Connect | Demo:
+    """Read `arguments`, which do not include the program's name.
+
+    Raises UsageError, whose text is what the user reads: one line for each thing that is wrong,
+    then where to find help. `--version` and `--help` act when they are met, whatever comes after
+    them, but not when something before them is wrong: a script is to notice its typing error.
+    """
+    command = COMMANDS.get(arguments[0], TUNNEL) if arguments else TUNNEL
+    words = arguments if command is TUNNEL else arguments[1:]
+    found = scan(words, command.options, posix="POSIXLY_CORRECT" in environment)
+    try:
+        return _shown(found, command) or _settled(found, command)
+    except UsageError as error:
+        raise UsageError(f"{error}\n{HINT}") from None
+
+
+def _shown(found: Scan, command: Command) -> ShowVersion | ShowHelp | None:
+    """Return what `--version` or `--help` ask for, when nothing went wrong before it."""
+    for event in found.events:
+        if not isinstance(event, Given):
+            return None
+        if event.name == "version":
+            return ShowVersion()
+        if event.name == "help":
+            return ShowHelp(command)
+    return None
+
+
+def _settled(found: Scan, command: Command) -> Connect | Demo:
+    """Turn a scan into settings; the last of several equal options counts."""
+    if found.errors:
+        raise UsageError("\n".join(found.errors))
+    values: Values = {event.name: event.value for event in found.events if isinstance(event, Given)}
+    verbosity = _verbosity(found)
+    if command is DEMO:
+        return _demo(values, verbosity, found.operands)
+    return _connect(values, verbosity, found.operands)
+
+
+def _connect(values: Values, verbosity: int, operands: Sequence[str]) -> Connect:
+    from nat_traverse.cli.settings import Connect  # noqa: PLC0415 (--version needs none of it)
+
+    target = _target(operands)
+    window, timeout = _number(values, "window"), _number(values, "timeout")
+    leaves = "quit-after-connect" in values
+    cmd, handoff = _text(values, "cmd"), _text(values, "handoff")
+    if handoff is not None and (leaves or cmd is not None):
+        other = "--quit-after-connect" if leaves else "--cmd"
+        raise UsageError(f"--handoff and {other} exclude each other: either gets the path alone")
+    if handoff == "":
+        raise UsageError("--handoff wants a command, not an empty word")
+    if leaves:
+        cmd = None  # 0.7 never got as far as running it
+    elif cmd == "":
+        raise UsageError("--cmd wants a command, not an empty word")
+    return Connect(
+        target=target,
+        deadline=_deadline(window, timeout),
+        window=None if window is None else max(0, window),
+        cmd=cmd,
+        handoff=handoff,
+        quit_after_connect=leaves,
+        verbosity=verbosity,
+        json="json" in values,
+    )
+
+
+def _demo(values: Values, verbosity: int, operands: Sequence[str]) -> Demo:
+    from nat_traverse.cli.settings import Demo  # noqa: PLC0415 (--version needs none of it)
+
+    if operands:
+        raise UsageError(f"demo takes options only, and {operands[0]!r} is none")
+    for option in DEMO.options:
+        value, words = _text(values, option.name), [choice.word for choice in option.choices]
+        if words and value is not None and value not in words:
+            raise UsageError(f"--{option.name} is {value!r}, and can be: {', '.join(words)}")
+    return Demo(
+        left=_text(values, "left") or DEFAULT_KIND,
+        right=_text(values, "right") or DEFAULT_KIND,
+        verbosity=verbosity,
+        json="json" in values,
+    )
+
+
+def _target(operands: Sequence[str]) -> Target:
+    """Read the one operand of the tunnel."""
+    from nat_traverse.cli import target  # noqa: PLC0415 (--version needs none of it)
+
+    if not operands:
+        raise UsageError(f"nobody to reach: {FORM} is missing")
+    if len(operands) > 1:
+        words = " ".join(map(repr, operands))
+        raise UsageError(f"one {FORM} is wanted, not {len(operands)} words: {words}")
+    if operands[0] in COMMANDS:
+        raise UsageError(f"{operands[0]!r} is a command, and has to be the first word")
+    return target.parse(operands[0])
+
+
+def _deadline(window: int | None, timeout: int | None) -> float | None:
+    """Return how many seconds to try, or None for as long as it takes."""
+    if window is None and timeout is None:
+        return DEADLINE
+    if timeout is not None and timeout <= 0:
+        return None
+    seconds = (PART if window is None else max(0, window)) + (PART if timeout is None else timeout)
+    return None if seconds > LONGEST else float(seconds)
+
+
+def _verbosity(found: Scan) -> int:
+    """Return what the last of `--quiet` and `--verbose` says."""
+    from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE  # noqa: PLC0415 (see above)
+
+    chosen = NORMAL
+    for event in found.events:
+        if isinstance(event, Given):
+            chosen = {"quiet": QUIET, "verbose": VERBOSE}.get(event.name, chosen)
+    return chosen
+
+
+def _number(values: Values, name: str) -> int | None:
+    value = values.get(name)
+    return value if isinstance(value, int) else None
+
+
+def _text(values: Values, name: str) -> str | None:
+    value = values.get(name)
+    return value if isinstance(value, str) else None

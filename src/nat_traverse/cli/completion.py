@@ -1,0 +1,181 @@
+"""Completion for bash, zsh and fish, from the table of options.
+
+`python -m nat_traverse.cli.completion SHELL` prints the file for one of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from nat_traverse.cli.options import COMMANDS, FLAG, TUNNEL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from nat_traverse.cli.options import Command, Option
+
+EVERY = (TUNNEL, *COMMANDS.values())
+
+
+def bash() -> str:
+    """Return the completion for bash 4 and later; it needs no bash-completion package.
+
+    bash hands over `--left=drop` as three words, and `:` splits words too, hence the first lines.
+    """
+    commands = "\n".join(
+        f'        {command.name}) options="{_spellings(command)}" ;;' for command in EVERY[1:]
+    )
+    return f"""\
+# bash completion for nat-traverse
+
+_nat_traverse()
+{{
+    local current=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD - 1]}} options
+    if [[ $current == "=" ]]; then
+        current=
+    elif [[ $before == "=" ]]; then
+        before=${{COMP_WORDS[COMP_CWORD - 2]}}
+    fi
+    COMPREPLY=()
+
+    case $before in
+{_bash_values()}
+    esac
+
+    case ${{COMP_WORDS[1]}} in
+{commands}
+        *) options="{_spellings(TUNNEL)}" ;;
+    esac
+    if [[ $current == -* ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "$options" -- "$current")
+    elif ((COMP_CWORD == 1)); then
+        mapfile -t COMPREPLY < <(compgen -W "{" ".join(COMMANDS)}" -- "$current")
+    fi
+}}
+
+complete -F _nat_traverse nat-traverse
+"""
+
+
+def zsh() -> str:
+    """Return the completion for zsh's compinit; the file has to be called `_nat-traverse`."""
+    commands = "\n".join(
+        f"    {command.name})\n        shift words\n        (( CURRENT-- ))\n"
+        f"        _arguments \\\n{_zsh_options(command)}\n        ;;"
+        for command in EVERY[1:]
+    )
+    words = " ".join(_quoted(f"{command.name}:{command.summary}") for command in EVERY[1:])
+    return f"""\
+#compdef nat-traverse
+
+local -a commands
+commands=({words})
+
+case $words[2] in
+{commands}
+    *)
+        if (( CURRENT == 2 )) && [[ $PREFIX != -* ]]; then
+            _describe command commands
+        fi
+        _arguments \\
+{_zsh_options(TUNNEL)}
+        ;;
+esac
+"""
+
+
+def fish() -> str:
+    """Return the completion for fish."""
+    names = " ".join(COMMANDS)
+    lines = ["# fish completion for nat-traverse", "", "complete -c nat-traverse -f"]
+    lines += [
+        f"complete -c nat-traverse -n __fish_is_first_arg -a {command.name}"
+        f" -d {_quoted(command.summary)}"
+        for command in EVERY[1:]
+    ]
+    for command in EVERY:
+        seen = f"__fish_seen_subcommand_from {command.name or names}"
+        condition = seen if command.name else f"not {seen}"
+        lines += [_fish_option(option, condition) for option in command.options]
+    return "\n".join(lines) + "\n"
+
+
+SHELLS: dict[str, Callable[[], str]] = {"bash": bash, "zsh": zsh, "fish": fish}
+FILES = {"bash": "nat-traverse.bash", "zsh": "_nat-traverse", "fish": "nat-traverse.fish"}
+"""The file names that the shells' own loaders look for, or the nearest to that."""
+
+
+def _spellings(command: Command) -> str:
+    return " ".join(f"--{option.name}" for option in command.options)
+
+
+def _valued() -> Iterable[Option]:
+    """Return the options that take a value, each name once."""
+    options = {option.name: option for command in EVERY for option in command.options}
+    return [option for option in options.values() if option.kind != FLAG]
+
+
+def _words(option: Option) -> str:
+    return " ".join(choice.word for choice in option.choices)
+
+
+def _quoted(text: str) -> str:
+    """Quote for any of the three shells, which disagree about how to write an apostrophe."""
+    return "'" + text.replace("'", "\N{RIGHT SINGLE QUOTATION MARK}") + "'"
+
+
+def _bash_values() -> str:
+    """Return the branches that complete an option's value."""
+    return "\n".join(f"        --{option.name}){_bash_value(option)} ;;" for option in _valued())
+
+
+def _bash_value(option: Option) -> str:
+    if option.choices:
+        words = f'-W "{_words(option)}"'
+    elif option.shell_command:
+        words = "-c"
+    else:
+        return " return"
+    return f' mapfile -t COMPREPLY < <(compgen {words} -- "$current"); return'
+
+
+def _zsh_options(command: Command) -> str:
+    return " \\\n".join(f"            {_zsh_option(option)}" for option in command.options)
+
+
+def _zsh_option(option: Option) -> str:
+    """Return what _arguments wants: `--name=[what it is]:metavar:action`."""
+    summary = option.label.replace("[", "(").replace("]", ")").replace(":", ",")
+    if option.kind == FLAG:
+        return _quoted(f"--{option.name}[{summary}]")
+    action = ""
+    if option.choices:
+        action = f"({_words(option)})"
+    elif option.shell_command:
+        action = "_command_names -e"
+    return _quoted(f"--{option.name}=[{summary}]:{option.metavar}:{action}")
+
+
+def _fish_option(option: Option, condition: str) -> str:
+    line = f"complete -c nat-traverse -n '{condition}' -l {option.name}"
+    if option.kind != FLAG:
+        line += " -x"
+    if option.choices:
+        line += f" -a '{_words(option)}'"
+    elif option.shell_command:
+        line += " -a '(__fish_complete_command)'"
+    return f"{line} -d {_quoted(option.label)}"
+
+
+def main(arguments: list[str]) -> int:
+    """Print the completion for the one shell that `arguments` names; return the exit status."""
+    if len(arguments) != 1 or arguments[0] not in SHELLS:
+        print(f"name one shell: {', '.join(SHELLS)}", file=sys.stderr)
+        return 2
+    sys.stdout.write(SHELLS[arguments[0]]())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

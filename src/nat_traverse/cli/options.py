@@ -1,0 +1,332 @@
+"""The one table of commands and options.
+
+The parser, `--help`, the manual page and the shell completions are all derived from it, so an
+option that is missing from one of them cannot exist.
+
+`nat-traverse --version` is to start about as fast as Python itself, and this module is on its way.
+Hence plain classes: `typing` and `dataclasses` each cost as much as half an interpreter start.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # what typing.TYPE_CHECKING is; mypy knows the bare name, too
+if TYPE_CHECKING:
+    from typing import Final, Literal
+
+    Kind = Literal["flag", "integer", "string"]
+
+FLAG: Final = "flag"
+INTEGER: Final = "integer"
+STRING: Final = "string"
+
+
+class Choice:
+    """One of the words that an option accepts as its value."""
+
+    __slots__ = ("meaning", "word")
+
+    def __init__(self, word: str, meaning: str) -> None:
+        self.word = word
+        self.meaning = meaning
+
+
+class Option:
+    """One row of the table.
+
+    `name` is the long name without dashes; `kind` says what the parser takes for a value. `legacy`
+    marks the options of 0.7, whose abbreviations no later option may take away. `group` is the
+    heading it stands under in `--help`, `summary` its text there, and `manual` its text in the
+    manual page, in the markup of `nat_traverse.cli.manual`. `default` is a value, for the reader.
+    `choices` are the only values where there are any; `shell_command` says that the value is a
+    command to run.
+    """
+
+    __slots__ = (
+        "choices",
+        "default",
+        "group",
+        "kind",
+        "legacy",
+        "manual",
+        "metavar",
+        "name",
+        "shell_command",
+        "summary",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        *,
+        group: str,
+        summary: str,
+        manual: str,
+        metavar: str = "",
+        default: str = "",
+        legacy: bool = False,
+        choices: tuple[Choice, ...] = (),
+        shell_command: bool = False,
+    ) -> None:
+        self.name = name
+        self.kind: Kind = kind
+        self.group = group
+        self.summary = summary
+        self.manual = manual
+        self.metavar = metavar
+        self.default = default
+        self.legacy = legacy
+        self.choices = choices
+        self.shell_command = shell_command
+
+    def __repr__(self) -> str:
+        return f"<Option --{self.name}>"
+
+    @property
+    def spelling(self) -> str:
+        """How it is written with its value: `--window N`."""
+        return f"--{self.name} {self.metavar}".rstrip()
+
+    @property
+    def label(self) -> str:
+        """The part of the summary that fits beside a completion."""
+        return self.summary.partition(";")[0]
+
+
+class Command:
+    """What one word (or none: the tunnel itself) does, and the options that it knows."""
+
+    __slots__ = ("manual", "name", "operand", "options", "summary")
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        operand: str,
+        summary: str,
+        manual: str,
+        options: tuple[Option, ...],
+    ) -> None:
+        self.name = name
+        self.operand = operand
+        self.summary = summary
+        self.manual = manual
+        self.options = options
+
+    @property
+    def synopsis(self) -> str:
+        """How it is typed."""
+        return " ".join(filter(None, ("nat-traverse", self.name, "[options]", self.operand)))
+
+    def groups(self) -> list[tuple[str, list[Option]]]:
+        """Return the options under their headings, both in the order of the table."""
+        found: dict[str, list[Option]] = {}
+        for option in self.options:
+            found.setdefault(option.group, []).append(option)
+        return list(found.items())
+
+
+CARRY: Final = "What the tunnel carries (default: standard input and output)"
+EFFORT: Final = "How long it tries"
+TALK: Final = "How it talks (always on standard error)"
+GATEWAYS: Final = "The gateways"
+OTHER: Final = "Other"
+
+FORM: Final = "LOCAL_PORT:PEER:REMOTE_PORT"
+EXAMPLE: Final = "40000:gw.example.org:40001"
+
+CMD: Final = Option(
+    "cmd",
+    STRING,
+    metavar="CMD",
+    legacy=True,
+    group=CARRY,
+    shell_command=True,
+    summary="run CMD through the shell, its standard input and output bound to the tunnel; "
+    "exit with its status",
+    manual="""
+        Run *CMD* through the shell as soon as the tunnel stands. What the peer sends is its
+        standard input, what it writes to standard output goes to the peer, and its standard
+        error is that of nat-traverse. nat-traverse exits with the status of the command.
+
+        The next word is taken as *CMD* whatever it looks like, even when it starts with a
+        dash. An empty *CMD* is refused.
+    """,
+)
+
+HANDOFF: Final = Option(
+    "handoff",
+    STRING,
+    metavar="CMD",
+    group=CARRY,
+    shell_command=True,
+    summary="close the socket and become CMD, which uses the same port itself; "
+    "{local_port} {peer_host} {peer_port} {peer} in CMD are filled in",
+    manual="""
+        Find the path, close the socket, and replace nat-traverse by *CMD*, run through the
+        shell. It is for a program that binds the port itself and speaks a protocol of its
+        own, such as OpenVPN or WireGuard.
+
+        In *CMD* the words `{local_port}`, `{peer_host}`, `{peer_port}` and `{peer}` are
+        replaced by what the path turned out to be; `{peer}` is host and port together, with
+        an IPv6 address in brackets. The same values are in the environment as
+        `NAT_TRAVERSE_LOCAL_PORT`, `NAT_TRAVERSE_PEER_HOST`, `NAT_TRAVERSE_PEER_PORT` and
+        `NAT_TRAVERSE_PEER`.
+
+        The gateways forget the path after about 30 seconds of silence, so *CMD* should send
+        something before that. `--handoff` excludes `--cmd` and `--quit-after-connect`.
+    """,
+)
+
+QUIT: Final = Option(
+    "quit-after-connect",
+    FLAG,
+    legacy=True,
+    group=CARRY,
+    summary="exit 0 as soon as a path is proven; carry nothing",
+    manual="""
+        Exit with status 0 as soon as the path is proven, and carry nothing. The path stays
+        open for a while, so another program can use the same two ports; see EXAMPLES. With
+        `--cmd` the command is not run.
+    """,
+)
+
+TIMEOUT: Final = Option(
+    "timeout",
+    INTEGER,
+    metavar="S",
+    legacy=True,
+    group=EFFORT,
+    summary="give up after N (see --window) and S seconds together; 0: never. "
+    "With neither option: 180 seconds",
+    manual="""
+        Give up, with exit status 4, when no path was found *S* seconds after the *N*
+        seconds of `--window`. When only one of the two is given, the other counts as 10;
+        when neither is, the limit is 180 seconds. 0, or a negative number, means no limit;
+        so does a sum of more than a year.
+
+        Connecting ends the wait at once: a long limit costs nothing.
+    """,
+)
+
+WINDOW: Final = Option(
+    "window",
+    INTEGER,
+    metavar="N",
+    legacy=True,
+    group=EFFORT,
+    summary="towards a peer that runs 0.7: send N opening packets, one a second, before the "
+    "acknowledgement; also N seconds of the limit",
+    manual="""
+        Towards a peer that runs nat-traverse 0.7: the number of opening packets, one a
+        second, that precede the acknowledgement, as they did there. Towards any other peer
+        only part of the time limit; see `--timeout`. A negative number counts as 0.
+    """,
+)
+
+QUIET: Final = Option(
+    "quiet",
+    FLAG,
+    group=TALK,
+    summary="say nothing but errors",
+    manual="""
+        Say nothing but errors. Of `--quiet` and `--verbose` the one given last counts.
+    """,
+)
+
+VERBOSE: Final = Option(
+    "verbose",
+    FLAG,
+    group=TALK,
+    summary="say more (-v is --version)",
+    manual="""
+        Say more: also what was sent and what was ignored. `-v` and `-ve` remain
+        abbreviations of `--version`, as in 0.7.
+    """,
+)
+
+JSON: Final = Option(
+    "json",
+    FLAG,
+    group=TALK,
+    summary="one JSON object a line, for programs",
+    manual="""
+        Write one JSON object a line instead of sentences; see OUTPUT for the names of its
+        fields.
+    """,
+)
+
+VERSION: Final = Option(
+    "version",
+    FLAG,
+    legacy=True,
+    group=OTHER,
+    summary="print the version and exit",
+    manual="""
+        Print the name and the version of the program on standard output, and exit.
+    """,
+)
+
+HELP: Final = Option(
+    "help",
+    FLAG,
+    legacy=True,
+    group=OTHER,
+    summary="print this text and exit",
+    manual="""
+        Print a summary of the options on standard output, and exit.
+    """,
+)
+
+KINDS: Final = (
+    Choice("none", "no gateway: the host has a public address"),
+    Choice("drop", "keeps port numbers, drops what nobody asked for: the ordinary home router"),
+    Choice("reject", "keeps port numbers, refuses what nobody asked for with an ICMP error"),
+    Choice("accept", "keeps port numbers, takes what nobody asked for as meant for itself"),
+    Choice("random", "picks a new port number for every destination"),
+    Choice("double", "two gateways in a row, as behind a carrier's NAT"),
+    Choice("ipv6", "no translation: an IPv6 firewall that lets answers in"),
+)
+DEFAULT_KIND: Final = "drop"  # the most common gateway, and one that has to work
+
+
+def _gateway(name: str) -> Option:
+    return Option(
+        name,
+        STRING,
+        metavar="KIND",
+        group=GATEWAYS,
+        choices=KINDS,
+        default=DEFAULT_KIND,
+        summary=f"what stands in front of the {name} host",
+        manual=f"What stands in front of the {name} host.",
+    )
+
+
+LEFT: Final = _gateway("left")
+RIGHT: Final = _gateway("right")
+
+TUNNEL: Final = Command(
+    "",
+    operand=FORM,
+    summary="a direct tunnel between two machines behind NAT",
+    manual="",
+    options=(CMD, HANDOFF, QUIT, TIMEOUT, WINDOW, QUIET, VERBOSE, JSON, HELP, VERSION),
+)
+
+DEMO: Final = Command(
+    "demo",
+    operand="",
+    summary="show a tunnel on this one machine, between two kernel NATs",
+    manual="""
+        Run both ends on this one machine, each behind a gateway made of the kernel's own
+        NAT in network namespaces; show what each side says and when; move a file through
+        the tunnel, check it, and remove everything. It needs no network, and where the
+        kernel allows user namespaces it needs no privileges.
+    """,
+    # --version is here for the sake of -v, which must not mean --verbose after one word only.
+    options=(LEFT, RIGHT, VERBOSE, JSON, HELP, VERSION),
+)
+
+COMMANDS: Final = {DEMO.name: DEMO}
+"""The words that, as the very first argument, are a command. None has a colon."""

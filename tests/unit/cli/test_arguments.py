@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from nat_traverse.cli import options
+from nat_traverse.cli.arguments import HINT, ShowHelp, ShowVersion, parse
+from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE, Connect, Demo
+from nat_traverse.cli.target import Target
+from nat_traverse.errors import UsageError
+
+YEAR = 366 * 24 * 3600
+
+
+def connect(*words: str) -> Connect:
+    result = parse([*words, "1:h:2"], {})
+    assert isinstance(result, Connect)
+    return result
+
+
+def demo(*words: str) -> Demo:
+    result = parse(["demo", *words], {})
+    assert isinstance(result, Demo)
+    return result
+
+
+def refusal(*words: str) -> list[str]:
+    with pytest.raises(UsageError) as caught:
+        parse(words, {})
+    *lines, hint = str(caught.value).splitlines()
+    assert hint == HINT
+    return lines
+
+
+def test_defaults() -> None:
+    assert connect() == Connect(
+        target=Target(1, "h", 2),
+        deadline=180.0,
+        window=None,
+        cmd=None,
+        handoff=None,
+        quit_after_connect=False,
+        verbosity=NORMAL,
+        json=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "deadline", "window"),
+    [
+        ("-w 3", 13.0, 3),
+        ("-t 3", 13.0, None),
+        ("-w 3 -t 4", 7.0, 3),
+        ("-w 0 -t 4", 4.0, 0),
+        ("-w -9 -t 4", 4.0, 0),
+        ("-t 0", None, None),
+        ("-w 3 -t 0", None, 3),
+        ("-t -5", None, None),
+        (f"-w 0 -t {YEAR}", float(YEAR), 0),
+        (f"-w 1 -t {YEAR}", None, 1),
+        ("-t 99999999999999999999", None, None),
+        ("-t " + "9" * 5000, None, None),
+        ("-w -99999999999999999999", 10.0, 0),
+    ],
+)
+def test_how_long(words: str, deadline: float | None, window: int | None) -> None:
+    settings = connect(*words.split())
+    assert settings.deadline == deadline
+    assert settings.window == window
+
+
+def test_verbosity_is_what_was_said_last() -> None:
+    assert connect("--quiet").verbosity == QUIET
+    assert connect("--quiet", "--verbose").verbosity == VERBOSE
+    assert connect("--verbose", "--quiet").verbosity == QUIET
+    assert connect("--verbose", "--verbose").verbosity == VERBOSE
+
+
+def test_json() -> None:
+    assert connect("--json").json
+
+
+def test_what_it_carries() -> None:
+    assert connect("--cmd", "ls", "--cmd", "id").cmd == "id"
+    assert connect("--handoff", "ls").handoff == "ls"
+    assert connect("-q").quit_after_connect
+
+
+def test_quitting_never_runs_the_command() -> None:
+    settings = connect("-q", "--cmd", "ls")
+    assert settings.quit_after_connect
+    assert settings.cmd is None
+    assert connect("-q", "--cmd", "").quit_after_connect
+
+
+def test_handoff_is_alone() -> None:
+    assert "--handoff and --cmd exclude" in refusal("--handoff=x", "--cmd=y", "1:h:2")[0]
+    assert "--handoff and --quit-after" in refusal("--handoff=x", "-q", "1:h:2")[0]
+    assert "--handoff and --quit-after" in refusal("--handoff=x", "-q", "-c", "y", "1:h:2")[0]
+
+
+def test_empty_commands() -> None:
+    assert refusal("--cmd", "", "1:h:2") == ["--cmd wants a command, not an empty word"]
+    assert refusal("--handoff", "", "1:h:2") == ["--handoff wants a command, not an empty word"]
+
+
+def test_all_errors_of_the_scanner_and_no_others() -> None:
+    assert refusal("--bogus", "--window=x") == [
+        "Unknown option: bogus",
+        'Value "x" invalid for option window (number expected)',
+    ]
+
+
+def test_operands() -> None:
+    assert refusal()[0].startswith("nobody to reach")
+    assert "not 2 words: '1:h:2' '\\x1b'" in refusal("1:h:2", "\x1b")[0]
+    assert refusal("h")[0] == "'h' is not LOCAL_PORT:PEER:REMOTE_PORT."
+
+
+def test_version_and_help_act_at_once() -> None:
+    assert isinstance(parse(["--version", "--bogus"], {}), ShowVersion)
+    assert isinstance(parse(["1:h:2", "-q", "-v", "-h"], {}), ShowVersion)
+    shown = parse(["-h", "-v"], {})
+    assert isinstance(shown, ShowHelp)
+    assert shown.command is options.TUNNEL
+
+
+def test_version_and_help_wait_for_no_error() -> None:
+    assert refusal("--bogus", "--version", "--worse") == [
+        "Unknown option: bogus",
+        "Unknown option: worse",
+    ]
+    assert refusal("--window=x", "--help")[0].startswith('Value "x"')
+
+
+def test_posixly_correct_with_any_value() -> None:
+    with pytest.raises(UsageError, match="not 2 words"):
+        parse(["1:h:2", "-q"], {"POSIXLY_CORRECT": ""})
+    with pytest.raises(UsageError, match="Unknown option: q"):
+        parse(["-q", "1:h:2"], {"POSIXLY_CORRECT": ""})
+
+
+def test_demo() -> None:
+    assert demo() == Demo(left="drop", right="drop", verbosity=NORMAL, json=False)
+    assert demo("--left", "none", "--r=ipv6", "--verbose", "--json") == Demo(
+        left="none", right="ipv6", verbosity=VERBOSE, json=True
+    )
+
+
+def test_demo_shows_its_own_help() -> None:
+    shown = parse(["demo", "-h"], {})
+    assert isinstance(shown, ShowHelp)
+    assert shown.command is options.DEMO
+    assert isinstance(parse(["demo", "-v"], {}), ShowVersion)
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "", "DROP"])
+def test_demo_knows_its_kinds(kind: str) -> None:
+    assert refusal("demo", "--right", kind) == [
+        f"--right is {kind!r}, and can be: none, drop, reject, accept, random, double, ipv6"
+    ]
+
+
+def test_demo_takes_no_address() -> None:
+    assert refusal("demo", "1:h:2") == ["demo takes options only, and '1:h:2' is none"]
+    assert refusal("demo", "--cmd=x") == ["Unknown option: cmd"]
+
+
+def test_a_command_comes_first() -> None:
+    assert refusal("--quiet", "demo") == ["'demo' is a command, and has to be the first word"]
+
+
+def test_version_is_found_without_heavy_modules() -> None:
+    program = """
+import sys
+before = set(sys.modules)
+from nat_traverse.cli.arguments import parse
+parse(["--version"], {})
+print(*sorted(set(sys.modules) - before))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    heavy = {"argparse", "asyncio", "dataclasses", "enum", "ipaddress", "re", "socket", "ssl"}
+    assert not (heavy | {"typing", "textwrap"}) & set(run.stdout.split()), run.stdout

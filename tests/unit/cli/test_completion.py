@@ -1,0 +1,133 @@
+"""Each shell reads its file and completes with it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nat_traverse.cli.completion import FILES, SHELLS, main
+from nat_traverse.cli.options import DEMO, KINDS, TUNNEL
+from support.tools import need
+
+COMMITTED = Path(__file__).parents[3] / "docs" / "completion"
+KIND_WORDS = {choice.word for choice in KINDS}
+TUNNEL_OPTIONS = {f"--{option.name}" for option in TUNNEL.options}
+DEMO_OPTIONS = {f"--{option.name}" for option in DEMO.options}
+
+
+def output(program: str, *arguments: str) -> list[str]:
+    run = subprocess.run([program, *arguments], capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+    return run.stdout.splitlines()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_committed_file_is_the_generated_one(shell: str) -> None:
+    generated = output(sys.executable, "-m", "nat_traverse.cli.completion", shell)
+    assert (COMMITTED / FILES[shell]).read_text() == SHELLS[shell](), (
+        f"run python -m nat_traverse.cli.completion {shell} > docs/completion/{FILES[shell]}"
+    )
+    assert generated == SHELLS[shell]().splitlines()
+
+
+def test_one_shell_has_to_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert main(["csh"]) == 2
+    assert main(["bash"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == SHELLS["bash"]()
+    assert captured.err == "name one shell: bash, zsh, fish\n" * 2
+
+
+def bash(*words: str) -> set[str]:
+    """What bash offers for the last of `words`, which are cut at `=` as bash does it."""
+    script = """
+        source "$1" || exit
+        shift
+        COMP_WORDS=("$@")
+        COMP_CWORD=$(($# - 1))
+        _nat_traverse
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    program = need("bash", package="bash")
+    path = str(COMMITTED / FILES["bash"])
+    lines = output(program, "--norc", "-c", script, "bash", path, "nat-traverse", *words)
+    return {line for line in lines if line}
+
+
+def test_bash_reads_it() -> None:
+    assert output(need("bash", package="bash"), "-n", str(COMMITTED / FILES["bash"])) == []
+
+
+def test_bash_completes() -> None:
+    assert bash("-") == TUNNEL_OPTIONS
+    assert bash("--q") == {"--quiet", "--quit-after-connect"}
+    assert bash("--quiet", "--ti") == {"--timeout"}
+    assert bash("de") == {"demo"}
+    assert bash("--quiet", "de") == set()
+    assert bash("demo", "-") == DEMO_OPTIONS
+    assert bash("demo", "--left", "") == KIND_WORDS
+    assert bash("demo", "--left", "dr") == {"drop"}
+    assert bash("demo", "--left", "=", "r") == {"reject", "random"}
+    assert bash("demo", "--left", "=") == KIND_WORDS
+    assert bash("--window", "") == set()
+    assert "compgen" in bash("--cmd", "compge")
+
+
+def fish(line: str) -> set[str]:
+    """What fish offers at the end of `line`, without the descriptions."""
+    script = f"source {COMMITTED / FILES['fish']}; complete -C '{line}'"
+    lines = output(need("fish", package="fish"), "--no-config", "-c", script)
+    return {text.split("\t")[0] for text in lines}
+
+
+def test_fish_reads_it() -> None:
+    assert output(need("fish", package="fish"), "-n", str(COMMITTED / FILES["fish"])) == []
+
+
+def test_fish_completes() -> None:
+    assert fish("nat-traverse --") == TUNNEL_OPTIONS
+    assert fish("nat-traverse --q") == {"--quiet", "--quit-after-connect"}
+    assert fish("nat-traverse d") == {"demo"}
+    assert fish("nat-traverse demo --") == DEMO_OPTIONS
+    assert fish("nat-traverse demo --left ") == KIND_WORDS
+    assert fish("nat-traverse demo --left=dr") == {"--left=drop"}
+    assert fish("nat-traverse --window ") == set()
+    assert "bash" in fish("nat-traverse --cmd bas")
+
+
+def zsh(*words: str) -> list[str]:
+    """What the file hands to zsh's completion system when `words` were typed."""
+    script = """
+        _arguments() { print -l -- "${words[1]} $CURRENT" "$@" }
+        _describe() { print -l -- "describe ${(P)2}" }
+        file=$1
+        shift
+        words=("$@")
+        CURRENT=$#
+        PREFIX=${words[-1]}
+        complete() { source "$file" }
+        complete
+    """
+    program = need("zsh", package="zsh")
+    path = str(COMMITTED / FILES["zsh"])
+    return output(program, "-f", "-c", script, "zsh", path, "nat-traverse", *words)
+
+
+def test_zsh_reads_it() -> None:
+    assert output(need("zsh", package="zsh"), "-f", "-n", str(COMMITTED / FILES["zsh"])) == []
+
+
+def test_zsh_completes() -> None:
+    first, *options = zsh("--quiet", "-")
+    assert first == "nat-traverse 3"
+    assert {option.split("[")[0].rstrip("=") for option in options} == TUNNEL_OPTIONS
+    first, *options = zsh("demo", "-")
+    assert first == "demo 2"
+    assert {option.split("[")[0].rstrip("=") for option in options} == DEMO_OPTIONS
+    assert any(option.endswith(f"({' '.join(c.word for c in KINDS)})") for option in options)
+    assert zsh("de")[0].startswith("describe demo:")
+    assert not any(line.startswith("describe") for line in zsh("-"))
