@@ -11,8 +11,8 @@ Theory of operation. Both sides run the same machine.
    without a tie). It nominates the first validated path: a hello with a flag, repeated until an
    ack with the same flag confirms it. The controlled side is connected when the nomination
    arrives, the controlling side when the confirmation does.
-4. The controlling side says `done`. Until it hears that, or user data, the controlled side answers
-   repeated nominations: its confirmation may have been lost.
+4. The controlling side says `done`. Until it hears that, the controlled side answers repeated
+   nominations: its confirmation may have been lost.
 
 A nomination is padded to the size that data datagrams are going to have, and so is its
 confirmation: the exchange proves on the way that such datagrams cross the path (the idea of

@@ -1,0 +1,255 @@
+"""The spine: settings, then sockets, then the handshake, then a hole that something can use."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nat_traverse.errors import LocalNetworkError, NoPathError
+from nat_traverse.model import Endpoint, Path
+from nat_traverse.net.driver import Driver
+from nat_traverse.net.resolve import resolve
+from nat_traverse.net.route import path_mtu, source_for
+from nat_traverse.net.udp import UdpSocket
+from nat_traverse.punch.handshake import DATAGRAM_SIZE, Handshake, HandshakeSettings
+from nat_traverse.punch.machine import Connected, DeadlinePassed, Event, Settled
+from nat_traverse.wire.hello import NONCE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from nat_traverse.punch.evidence import Evidence
+
+# Addresses of one name that are tried side by side. Eight at ten hellos a second stay below the
+# 100 packets a second that home gateways take for harmless.
+MAX_PATHS = 8
+_ANY_PORT_TRIES = 16  # for a port that is free in both address families
+
+_IPV4_HEADERS = 28  # bytes: IPv4 and UDP
+_IPV6_HEADERS = 48  # bytes: IPv6 and UDP
+
+
+@dataclass(frozen=True, slots=True)
+class PunchSettings:
+    """What to connect to.
+
+    `peer` is a name or an address; `local_port` 0 means any free one. `timeout` is in seconds,
+    None: for ever. `window` is how many hellos a 0.7 peer gets before the ack.
+    """
+
+    local_port: int
+    peer: str
+    remote_port: int
+    timeout: float | None = None
+    window: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Event: the sockets are open. `sources` are this host's own addresses towards the peer.
+
+    `unreachable` holds the peer's addresses that this host has no route to, and `left_out` those
+    beyond the first eight.
+    """
+
+    local_port: int
+    sources: tuple[Endpoint, ...]
+    remotes: tuple[Endpoint, ...]
+    unreachable: tuple[tuple[Endpoint, str], ...]
+    left_out: tuple[Endpoint, ...]
+
+
+SessionEvent = Opened | Event
+
+
+class NotFoundError(NoPathError):
+    """No path before the deadline; `evidence` is what was seen meanwhile."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        super().__init__("no path to the peer was found in time")
+        self.evidence = evidence
+
+
+class Hole:
+    """A punched hole: the sockets, the path that both sides agreed on, and the handshake.
+
+    The owner closes it. `connected` says which path, how far and how large.
+    """
+
+    def __init__(
+        self,
+        sockets: dict[int, UdpSocket],
+        handshake: Handshake,
+        driver: Driver,
+        connected: Connected,
+        settled: asyncio.Event,
+    ) -> None:
+        self.connected = connected
+        self.handshake = handshake
+        self._sockets = sockets
+        self._driver = driver
+        self._settled = settled
+
+    @property
+    def socket(self) -> UdpSocket:
+        """The socket of the agreed path."""
+        return self._sockets[self.connected.path.socket]
+
+    @property
+    def others(self) -> dict[int, UdpSocket]:
+        """The sockets of the other paths, by number."""
+        return {
+            number: sock
+            for number, sock in self._sockets.items()
+            if number != self.connected.path.socket
+        }
+
+    async def settle(self) -> None:
+        """Answer the peer until it needs no more answers, or can't be waited for any longer."""
+        self._driver.start()
+        try:
+            await self._settled.wait()
+        finally:
+            self._driver.stop()
+
+    def close(self) -> None:
+        """Close all sockets."""
+        self._driver.stop()
+        _close(self._sockets)
+
+
+async def punch(settings: PunchSettings, observe: Callable[[SessionEvent], None]) -> Hole:
+    """Find a path to the peer. `observe` is told everything that happens.
+
+    Raises LocalNetworkError if there is nothing to send from or to, NotFoundError at the deadline.
+    """
+    routes = _Routes(await resolve(settings.peer, settings.remote_port))
+    sockets = _open_sockets(settings.local_port, routes.families())
+    for sock in sockets.values():
+        # Before anything is sent: the peer may connect first, and its data arrive in a burst.
+        sock.enlarge_buffers()
+    try:
+        local_port = next(iter(sockets.values())).local.port
+        observe(routes.opened(local_port))
+        numbers = {sock.local.is_ipv6: number for number, sock in sockets.items()}
+        paths = [Path(numbers[remote.is_ipv6], remote) for remote in routes.remotes]
+        return await _shake_hands(settings, sockets, paths, observe)
+    except BaseException:
+        _close(sockets)
+        raise
+
+
+async def _shake_hands(
+    settings: PunchSettings,
+    sockets: dict[int, UdpSocket],
+    paths: Sequence[Path],
+    observe: Callable[[SessionEvent], None],
+) -> Hole:
+    loop = asyncio.get_running_loop()
+    handshake = Handshake(
+        HandshakeSettings(
+            nonce=secrets.token_bytes(NONCE_SIZE),
+            timeout=settings.timeout,
+            window=settings.window,
+            datagram_size=min(_largest_datagram(path.remote) for path in paths),
+        ),
+        paths,
+        loop.time(),
+    )
+    outcome: asyncio.Future[Connected | DeadlinePassed] = loop.create_future()
+    settled = asyncio.Event()
+
+    def on_event(event: Event) -> None:
+        observe(event)
+        if isinstance(event, Connected | DeadlinePassed):
+            driver.stop()
+            if not outcome.done():
+                outcome.set_result(event)
+        elif isinstance(event, Settled):
+            settled.set()
+            driver.stop()
+
+    driver = Driver(handshake, sockets, loop, on_event)
+    driver.start()
+    try:
+        result = await outcome
+    finally:
+        driver.stop()
+    if isinstance(result, DeadlinePassed):
+        raise NotFoundError(result.evidence)
+    return Hole(sockets, handshake, driver, result, settled)
+
+
+class _Routes:
+    """The peer's addresses, sorted into those that this host can send to and the rest."""
+
+    def __init__(self, resolved: Sequence[Endpoint]) -> None:
+        self.remotes: list[Endpoint] = []
+        self._sources: list[Endpoint] = []
+        self._unreachable: list[tuple[Endpoint, str]] = []
+        self._left_out: list[Endpoint] = []
+        failure: LocalNetworkError | None = None
+        for remote in resolved:
+            try:
+                source = source_for(remote)
+            except LocalNetworkError as error:
+                self._unreachable.append((remote, str(error)))
+                failure = failure or error
+                continue
+            if len(self.remotes) == MAX_PATHS:
+                self._left_out.append(remote)
+                continue
+            self.remotes.append(remote)
+            if source.host not in {known.host for known in self._sources}:
+                self._sources.append(source)
+        if not self.remotes and failure is not None:
+            raise failure
+
+    def families(self) -> list[bool]:
+        """Return which families have a path, the preferred first; True is IPv6."""
+        return list(dict.fromkeys(remote.is_ipv6 for remote in self.remotes))
+
+    def opened(self, local_port: int) -> Opened:
+        return Opened(
+            local_port=local_port,
+            sources=tuple(source._replace(port=local_port) for source in self._sources),
+            remotes=tuple(self.remotes),
+            unreachable=tuple(self._unreachable),
+            left_out=tuple(self._left_out),
+        )
+
+
+def _open_sockets(port: int, families: Sequence[bool]) -> dict[int, UdpSocket]:
+    """Open one socket a family, all on the same port."""
+    for attempt in range(_ANY_PORT_TRIES):
+        sockets: dict[int, UdpSocket] = {}
+        try:
+            for number, ipv6 in enumerate(families):
+                chosen = port or next((each.local.port for each in sockets.values()), 0)
+                sockets[number] = UdpSocket(socket.AF_INET6 if ipv6 else socket.AF_INET, chosen)
+        except LocalNetworkError:
+            _close(sockets)
+            # With "any port" the first family's free port may be taken in the second.
+            if port or not sockets or attempt == _ANY_PORT_TRIES - 1:
+                raise
+        else:
+            return sockets
+    raise AssertionError("unreachable: the last attempt raises")
+
+
+def _largest_datagram(remote: Endpoint) -> int:
+    """Return the size in bytes of the largest datagram for user data, as far as the kernel knows.
+
+    No fragments: at most what the first link, or an earlier report of the path, lets through.
+    """
+    mtu = path_mtu(remote)
+    headers = _IPV6_HEADERS if remote.is_ipv6 else _IPV4_HEADERS
+    return DATAGRAM_SIZE if mtu is None else min(DATAGRAM_SIZE, max(mtu - headers, 1))
+
+
+def _close(sockets: Mapping[int, UdpSocket]) -> None:
+    for sock in sockets.values():
+        sock.close()
