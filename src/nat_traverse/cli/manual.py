@@ -14,6 +14,7 @@ from nat_traverse.cli.options import COMMANDS, TUNNEL
 from nat_traverse.cli.report import EVENT_FIELDS
 from nat_traverse.cli.roff import entry, escape, prose, section, subsection
 from nat_traverse.cli.usage import OPERANDS
+from nat_traverse.demo.records import RECORD_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -146,6 +147,10 @@ With `--json` each line is one JSON object. Names do not change between versions
 added.
 """
 
+OUTPUT_DEMO = """
+`nat-traverse demo --json` passes on what both sides say, and says more itself, with these names:
+"""
+
 DIFFERENCES_INTRODUCTION = """
 Scripts for nat-traverse 0.7 run unchanged, except for what is listed here. Each entry says what 0.7
 did, what this version does, and why.
@@ -165,11 +170,15 @@ def manual() -> str:
             section("EXAMPLES", *_examples()),
             section("EXIT STATUS", _terms(EXIT_STATUS), prose(EXIT_STATUS_NOTE)),
             section("ENVIRONMENT", _terms(ENVIRONMENT)),
-            section("OUTPUT", prose(OUTPUT), prose(OUTPUT_JSON), _terms(EVENT_FIELDS)),
+            section("OUTPUT", prose(OUTPUT), prose(OUTPUT_JSON), _terms(EVENT_FIELDS), *_demo()),
             section("DIFFERENCES FROM 0.7", prose(DIFFERENCES_INTRODUCTION), _differences()),
             section("SEE ALSO", prose("`nc`(1), `ssh`(1), `openvpn`(8), `pppd`(8), `wg`(8)")),
         )
     )
+
+
+def _demo() -> tuple[str, str]:
+    return prose(OUTPUT_DEMO), _terms(RECORD_FIELDS)
 
 
 def _synopsis(command: Command) -> str:

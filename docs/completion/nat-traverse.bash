@@ -1,0 +1,33 @@
+# bash completion for nat-traverse
+
+_nat_traverse()
+{
+    local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} options
+    if [[ $current == "=" ]]; then
+        current=
+    elif [[ $before == "=" ]]; then
+        before=${COMP_WORDS[COMP_CWORD - 2]}
+    fi
+    COMPREPLY=()
+
+    case $before in
+        --cmd) mapfile -t COMPREPLY < <(compgen -c -- "$current"); return ;;
+        --handoff) mapfile -t COMPREPLY < <(compgen -c -- "$current"); return ;;
+        --timeout) return ;;
+        --window) return ;;
+        --left) mapfile -t COMPREPLY < <(compgen -W "none drop reject accept random double ipv6" -- "$current"); return ;;
+        --right) mapfile -t COMPREPLY < <(compgen -W "none drop reject accept random double ipv6" -- "$current"); return ;;
+    esac
+
+    case ${COMP_WORDS[1]} in
+        demo) options="--left --right --verbose --json --help --version" ;;
+        *) options="--cmd --handoff --quit-after-connect --timeout --window --quiet --verbose --json --help --version" ;;
+    esac
+    if [[ $current == -* ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "$options" -- "$current")
+    elif ((COMP_CWORD == 1)); then
+        mapfile -t COMPREPLY < <(compgen -W "demo" -- "$current")
+    fi
+}
+
+complete -F _nat_traverse nat-traverse

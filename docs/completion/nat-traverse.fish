@@ -1,0 +1,20 @@
+# fish completion for nat-traverse
+
+complete -c nat-traverse -f
+complete -c nat-traverse -n __fish_is_first_arg -a demo -d 'show a tunnel on this one machine, between two kernel NATs'
+complete -c nat-traverse -n 'not __fish_seen_subcommand_from demo' -l cmd -x -a '(__fish_complete_command)' -d 'run CMD through the shell, its standard input and output bound to the tunnel'
+complete -c nat-traverse -n 'not __fish_seen_subcommand_from demo' -l handoff -x -a '(__fish_complete_command)' -d 'close the socket and become CMD, which uses the same port itself'
+complete -c nat-traverse -n 'not __fish_seen_subcommand_from demo' -l quit-after-connect -d 'exit 0 as soon as a path is proven'
+complete -c nat-traverse -n 'not __fish_seen_subcommand_from demo' -l timeout -x -d 'give up after N (see --window) and S seconds together'
+complete -c nat-traverse -n 'not __fish_seen_subcommand_from demo' -l window -x -d 'towards a peer that runs 0.7: send N opening packets, one a second, before the acknowledgement'
+complete -c nat-traverse -n 'not __fish_seen_subcommand_from demo' -l quiet -d 'say nothing but errors'
+complete -c nat-traverse -n 'not __fish_seen_subcommand_from demo' -l verbose -d 'say more (-v is --version)'
+complete -c nat-traverse -n 'not __fish_seen_subcommand_from demo' -l json -d 'one JSON object a line, for programs'
+complete -c nat-traverse -n 'not __fish_seen_subcommand_from demo' -l help -d 'print this text and exit'
+complete -c nat-traverse -n 'not __fish_seen_subcommand_from demo' -l version -d 'print the version and exit'
+complete -c nat-traverse -n '__fish_seen_subcommand_from demo' -l left -x -a 'none drop reject accept random double ipv6' -d 'what stands in front of the left host'
+complete -c nat-traverse -n '__fish_seen_subcommand_from demo' -l right -x -a 'none drop reject accept random double ipv6' -d 'what stands in front of the right host'
+complete -c nat-traverse -n '__fish_seen_subcommand_from demo' -l verbose -d 'say more (-v is --version)'
+complete -c nat-traverse -n '__fish_seen_subcommand_from demo' -l json -d 'one JSON object a line, for programs'
+complete -c nat-traverse -n '__fish_seen_subcommand_from demo' -l help -d 'print this text and exit'
+complete -c nat-traverse -n '__fish_seen_subcommand_from demo' -l version -d 'print the version and exit'

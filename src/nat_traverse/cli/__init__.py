@@ -1,0 +1,59 @@
+"""The command: reads its arguments, says what happens, and returns an exit code.
+
+Everything heavy is imported where it is used, so that `--version` and a typing error are instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False  # importing typing would double the time that --version takes
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with `argv` (default: the process's own); returns the exit code."""
+    from nat_traverse.cli.arguments import ShowHelp, ShowVersion, parse  # noqa: PLC0415
+    from nat_traverse.errors import UsageError  # noqa: PLC0415
+
+    try:
+        request = parse(sys.argv[1:] if argv is None else argv, os.environ)
+    except UsageError as error:
+        print(f"nat-traverse: {error}", file=sys.stderr)
+        return error.exit_code
+    if isinstance(request, ShowVersion):
+        from nat_traverse._version import __version__  # noqa: PLC0415
+
+        print(f"nat-traverse {__version__}")
+        return 0
+    if isinstance(request, ShowHelp):
+        from nat_traverse.cli.usage import usage  # noqa: PLC0415
+
+        print(usage(request.command), end="")
+        return 0
+    return _act(request)
+
+
+def _act(request: object) -> int:
+    """Do what takes a network, and so takes longer to import."""
+    from nat_traverse.cli.settings import Connect, Demo  # noqa: PLC0415
+
+    _open_standard_streams()
+    if isinstance(request, Connect):
+        from nat_traverse.cli.connect import run  # noqa: PLC0415
+
+        return run(request)
+    if isinstance(request, Demo):
+        from nat_traverse.cli.demo import run_demo  # noqa: PLC0415
+
+        return run_demo(request)
+    raise AssertionError(f"no such request: {request!r}")
+
+
+def _open_standard_streams() -> None:
+    """Occupy the numbers 0 to 2, lest the first socket becomes somebody's standard output."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # noqa: PLR2004 (standard error)
+        pass
+    os.close(number)

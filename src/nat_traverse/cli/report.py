@@ -1,0 +1,304 @@
+"""What the user reads while it works: lines, or one JSON object a line; always standard error.
+
+The words of a report are made here and nowhere else. Nothing that a peer sends is ever printed:
+addresses are spelled by this host, and numbers are numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+from nat_traverse.carry.relay import OutputOverflowed, RelayEvent
+from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE
+from nat_traverse.cli.target import bracketed, other_side
+from nat_traverse.model import ErrorKind, Generation
+from nat_traverse.punch.machine import (
+    Connected,
+    PathValidated,
+    PeerHeard,
+    PeerRefused,
+    PortChanged,
+)
+from nat_traverse.session import Opened, SessionEvent
+from nat_traverse.tunnel.plain import (
+    DeliveryKnown,
+    PeerClosed,
+    PeerFinished,
+    PeerRestarted,
+    PeerVanished,
+)
+
+if TYPE_CHECKING:
+    from nat_traverse.cli.explain import Explanation
+    from nat_traverse.cli.settings import Connect
+    from nat_traverse.model import NetworkError
+
+EVENT_FIELDS: Final = (
+    ("event", "What happened, one of the words below; the first field of every object."),
+    ("elapsed", "Seconds since the program started, with milliseconds."),
+    ("text", "The same in words, as the last field; these may change with any version."),
+    ("opened", ("The sockets are open. `local_port`, `addresses` (our own), `peers` (all addresses"
+     " that are tried), `other_side` (the command to run there).")),
+    ("no-route", "One of the peer's addresses can't be reached from here. `peer`, `reason`."),
+    ("left-out", "An address beyond the eight that are tried. `peer`."),
+    ("heard", "The first message of the peer's. `peer`, `generation` (`current` or `0.7`)."),
+    ("refused", ("A refusal of a kind not seen before. `peer`, `error`, `reporter` (an address, or"
+     " null for this host itself).")),
+    ("port-changed", "The peer's packets come from another port. `peer`, `actual`."),
+    ("validated", "A path is open in both directions. `peer`, `round_trip` (seconds or null)."),
+    ("connected", ("Both sides use this path. `peer`, `local_port`, `observed` (our address as the"
+     " peer sees it, or null), `strategy`, `round_trip`, `datagram_size` (bytes), `generation`,"
+     " `encrypted`.")),
+    ("running", "The command was started. `command`."),
+    ("finished", "The peer sends no more. `sent`, `received` (bytes)."),
+    ("delivered", "The peer has had the end of our data. `sent`, `received` (bytes)."),
+    ("closed", "The peer ended the tunnel. `reason`."),
+    ("vanished", "No sign of life from the peer. `errno`."),
+    ("restarted", "Another run of the peer's program knocks; this tunnel is not meant."),
+    ("overflowed", "Our output is read too slowly: datagrams are dropped."),
+    ("explanation", ("Why there is no path; one object for each thing that was seen."
+     " `code`, `seen`, `means`, `advice`.")),
+    ("error", "It failed. `message`, `exit_code`."),
+)  # fmt: skip
+"""The documentation of `--json`: names, and what they mean. Names are never changed."""
+
+_MILLISECOND = 1000
+
+
+class Report:
+    """Tells what happens, in words.
+
+    `started` is the time of the program's start on time.monotonic's clock. `verbosity` is QUIET,
+    NORMAL or VERBOSE; errors are always told.
+    """
+
+    def __init__(self, connect: Connect, *, started: float) -> None:
+        self._connect = connect
+        self._started = started
+        self._local_port = connect.target.local_port
+        self._status = ""
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    @property
+    def other_side(self) -> str:
+        """The command to be run on the other side, as far as it is known here."""
+        return other_side(self._connect.target, self._local_port, None)
+
+    # -- what may happen ----------------------------------------------------------------------
+
+    def observe(self, event: SessionEvent | RelayEvent) -> None:
+        """Tell of one event of the session, the tunnel or the relay."""
+        match event:
+            case Opened():
+                self._opened(event)
+            case PeerHeard(path, generation):
+                old = generation is Generation.LEGACY
+                text = f"heard the peer at {path.remote}{', which runs 0.7' if old else ''}"
+                self._tell("heard", text, peer=str(path.remote), generation=generation.value)
+            case PeerRefused(path, error):
+                self._refused(str(path.remote), error)
+            case PortChanged(path, actual):
+                self._tell(
+                    "port-changed",
+                    f"the peer's packets come from port {actual.port}, not {path.remote.port}:"
+                    " its gateway changes ports",
+                    peer=str(path.remote),
+                    actual=str(actual),
+                )
+            case PathValidated(path, round_trip):
+                self._tell(
+                    "validated",
+                    f"the path to {path.remote} is open in both directions",
+                    level=VERBOSE,
+                    peer=str(path.remote),
+                    round_trip=round_trip,
+                )
+            case Connected():
+                self._connected(event)
+            case _:
+                self._observe_relay(event)
+
+    def running(self, command: str) -> None:
+        """Tell that the command starts."""
+        self._tell("running", f"running: {command}", command=command)
+
+    def failed(self, message: str, exit_code: int) -> None:
+        """Tell why the program ends without success."""
+        self._tell("error", message, level=QUIET, message=message, exit_code=exit_code)
+
+    def explained(self, explanations: list[Explanation]) -> None:
+        """Tell why no path was found."""
+        for each in explanations:
+            lines = (each.seen, f"  This means: {each.means}", f"  Try: {each.advice}")
+            self._tell("explanation", "\n".join(lines), level=QUIET, **each._asdict())
+
+    def waiting(self) -> None:
+        """Show, on a terminal, that it is still trying; called once a second."""
+
+    # -- how it is told -----------------------------------------------------------------------
+
+    def _tell(self, event: str, text: str, *, level: int = NORMAL, **fields: object) -> None:
+        """Write one line, if the user wants this much. `fields` are for other forms of report."""
+        del event, fields
+        if level > self._connect.verbosity:
+            return
+        if level == QUIET:
+            self._write(f"nat-traverse: {text}\n")
+        else:
+            self._write(f"{self.elapsed:7.2f} s  {text}\n")
+
+    def _write(self, text: str) -> None:
+        """Write to standard error; if that is gone there is nobody to tell."""
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            pass
+
+    # -- the longer stories -------------------------------------------------------------------
+
+    def _opened(self, event: Opened) -> None:
+        self._local_port = event.local_port
+        peers = ", ".join(map(str, event.remotes))
+        sources = " and ".join(bracketed(source.host) for source in event.sources)
+        self._tell(
+            "opened",
+            f"UDP port {event.local_port} ({sources} here) to {peers}\n"
+            f"           run on the other side: {self.other_side}",
+            local_port=event.local_port,
+            addresses=[source.host for source in event.sources],
+            peers=[str(remote) for remote in event.remotes],
+            other_side=self.other_side,
+        )
+        for remote, reason in event.unreachable:
+            text = f"not trying {remote}: {reason}"
+            self._tell("no-route", text, level=VERBOSE, peer=str(remote), reason=reason)
+        for remote in event.left_out:
+            text = f"not trying {remote}: the name has too many addresses"
+            self._tell("left-out", text, peer=str(remote))
+
+    def _refused(self, peer: str, error: NetworkError) -> None:
+        if error.kind is ErrorKind.TIME_EXCEEDED:
+            text = f"an opening packet to {peer} ended at {error.reporter}, as it should"
+            level = VERBOSE
+        else:
+            who = error.reporter or "this host"
+            text = f"{who} refuses packets to {peer}: {error.kind.value}; still trying"
+            level = NORMAL
+        self._tell(
+            "refused", text, level=level, peer=peer, error=error.kind.value, reporter=error.reporter
+        )
+
+    def _connected(self, event: Connected) -> None:
+        remote = event.path.remote
+        old = event.generation is Generation.LEGACY
+        observed = event.observed
+        here = "" if observed is None else f", which sees us as {observed}"
+        text = f"connected: port {self._local_port} to {remote}{here}, direct"
+        if event.round_trip is not None:
+            text += f", round trip {event.round_trip * _MILLISECOND:.1f} ms"
+        text += f", not encrypted, peer speaks {'0.7' if old else 'protocol 1'}"
+        self._tell(
+            "connected",
+            text,
+            peer=str(remote),
+            local_port=self._local_port,
+            observed=None if observed is None else str(observed),
+            strategy="direct",
+            round_trip=event.round_trip,
+            datagram_size=event.datagram_size,
+            generation=event.generation.value,
+            encrypted=False,
+        )
+
+    def _observe_relay(self, event: SessionEvent | RelayEvent) -> None:
+        match event:
+            case PeerFinished(sent, received):
+                self._tell(
+                    "finished",
+                    f"the peer has sent all: {received.octets:,} bytes arrived",
+                    level=VERBOSE,
+                    sent=None if sent is None else sent.octets,
+                    received=received.octets,
+                )
+            case DeliveryKnown(sent, received):
+                self._tell(
+                    "delivered",
+                    f"the peer has received {received.octets:,} of {sent.octets:,} bytes",
+                    level=VERBOSE,
+                    sent=sent.octets,
+                    received=received.octets,
+                )
+            case PeerClosed(reason, _):
+                word = reason.name.lower().replace("_", " ")
+                text = f"the peer ended the tunnel: {word}"
+                self._tell("closed", text, level=VERBOSE, reason=word)
+            case PeerVanished(number):
+                text = "no sign of life from the peer"
+                self._tell("vanished", text, level=VERBOSE, errno=number)
+            case PeerRestarted():
+                self._tell(
+                    "restarted",
+                    "another run of nat-traverse knocks from the peer's address: if the other side"
+                    " was restarted, restart this one too",
+                )
+            case OutputOverflowed():
+                self._tell(
+                    "overflowed",
+                    "standard output is read more slowly than the peer sends: what does not fit"
+                    " into 16 MiB of memory is lost",
+                )
+            case _:
+                pass
+
+
+class JsonReport(Report):
+    """Tells the same as one JSON object a line, whatever the verbosity."""
+
+    def _tell(self, event: str, text: str, *, level: int = NORMAL, **fields: object) -> None:
+        del level
+        words = "\n".join(line.strip() for line in text.split("\n"))
+        line = {"event": event, "elapsed": round(self.elapsed, 3), **fields, "text": words}
+        self._write(json.dumps(line) + "\n")
+
+
+class TerminalReport(Report):
+    """Tells the same, and keeps one live line below that says that it is still trying."""
+
+    def waiting(self) -> None:
+        """Renew the live line."""
+        if self._connect.verbosity < NORMAL:
+            return
+        deadline = self._connect.deadline
+        left = "" if deadline is None else f", giving up in {max(0, deadline - self.elapsed):.0f} s"
+        self._show(f"{self.elapsed:7.0f} s  trying{left}")
+
+    def clear(self) -> None:
+        """Remove the live line."""
+        self._show("")
+
+    def _tell(self, event: str, text: str, *, level: int = NORMAL, **fields: object) -> None:
+        self.clear()
+        super()._tell(event, text, level=level, **fields)
+
+    def _show(self, text: str) -> None:
+        if text or self._status:
+            # Carriage return, then "erase to the end of the line" (ECMA-48).
+            self._write(f"\r\x1b[K{text}")
+        self._status = text
+
+
+def make_report(connect: Connect, *, started: float) -> Report:
+    """Return the report that the user asked for, or that suits where standard error leads."""
+    if connect.json:
+        return JsonReport(connect, started=started)
+    if sys.stderr is not None and sys.stderr.isatty():
+        return TerminalReport(connect, started=started)
+    return Report(connect, started=started)
