@@ -1,0 +1,108 @@
+"""The port forward of 0.7's manual: netcat on both ends, used by real ssh and HTTP clients."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nat_traverse.lab import Kind, Lab
+from support.lab import eventually
+from support.programs import OURS, Program, ours, with_names
+from support.tools import need
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from nat_traverse.lab import Host
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    need("nc", package="netcat-openbsd")
+    with Lab(Kind.DROP, Kind.DROP) as lab:
+        yield lab
+
+
+@contextlib.contextmanager
+def forward(lab: Lab, directory: Path) -> Iterator[None]:
+    """Run both commands as the manual gives them; left's TCP port 20000 is right's port 22."""
+    to_right = f"10001:{lab.right.public.v4}:10002"
+    to_left = f"10002:{lab.left.public.v4}:10001"
+    # With -v netcat wants a name for the address it listens on, and ends where it can't ask.
+    names = directory / "names"
+    names.write_text("127.0.0.1 localhost\n::1 localhost\n0.0.0.0 everywhere\n")
+    listening = [OURS, to_right, "--cmd=nc -vl 20000"]
+    with (
+        Program(with_names(names, listening), lab.left) as left,
+        ours(to_left, "--cmd=nc -v localhost 22", node=lab.right) as right,
+    ):
+        left.says("Listening on")
+        right.says("succeeded!")
+        yield
+        # The client has gone, so both netcats and both ends of the tunnel go, too.
+        assert left.wait() == 0
+        right.wait()
+
+
+def listens(host: Host, port: int) -> bool:
+    found = host.run(["ss", "-Hltn", f"sport = :{port}"])
+    return bool(found.stdout.strip())
+
+
+def test_http(lab: Lab, tmp_path: Path) -> None:
+    need("curl", package="curl")
+    page = b"".join(b"line %d of the page\n" % number for number in range(2_000))
+    (tmp_path / "page").write_bytes(page)
+    server = [sys.executable, "-m", "http.server", "--directory", str(tmp_path), "22"]
+    with Program(server, lab.right):
+        eventually(lambda: listens(lab.right, 22), "a web server on port 22")
+        with forward(lab, tmp_path):
+            fetched = subprocess.run(
+                lab.left.command(["curl", "-sS", "http://localhost:20000/page"]),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=60,
+                check=True,
+            )
+    assert fetched.stdout == page
+
+
+def test_ssh(lab: Lab, tmp_path: Path) -> None:
+    sshd = need("sshd", package="openssh-server")
+    if os.geteuid() != 0:
+        pytest.skip("sshd needs root: run the tests as root to see ssh through the tunnel")
+    keys = {name: tmp_path / name for name in ("host", "user")}
+    for key in keys.values():
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    authorized = tmp_path / "authorized"
+    authorized.write_text(keys["user"].with_suffix(".pub").read_text())
+    configuration = tmp_path / "sshd_config"
+    configuration.write_text(
+        f"Port 22\nHostKey {keys['host']}\nAuthorizedKeysFile {authorized}\nStrictModes no\n"
+        f"UsePAM no\nPermitRootLogin yes\nPidFile {tmp_path}/pid\n"
+    )
+    # What the package's service would have made before starting it.
+    script = f'mkdir -p /run/sshd && exec {sshd} -D -e -f "$1"'
+    with Program(["sh", "-c", script, "sh", str(configuration)], lab.right) as server:
+        server.says("Server listening on")
+        client = [
+            *("ssh", "-p", "20000", "-i", str(keys["user"]), "-o", "StrictHostKeyChecking=no"),
+            *("-o", f"UserKnownHostsFile={tmp_path}/known", "-o", "BatchMode=yes", "-F", "none"),
+            *("root@localhost", "cat; echo as $(id -un) on $SSH_CONNECTION"),
+        ]
+        with forward(lab, tmp_path):
+            said = subprocess.run(
+                lab.left.command(client),
+                input=b"hello\n",
+                capture_output=True,
+                timeout=60,
+                check=False,
+            )
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith(b"hello\nas root on ")
