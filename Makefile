@@ -24,9 +24,9 @@ lint:
 
 bench:
 	@scripts/setup bench
-	$(PYTHON_IN) bench/startup.py
-	$(PYTHON_IN) bench/connect.py
-	$(PYTHON_IN) bench/datapath.py
+	$(PYTHON_IN) -m bench.startup
+	$(PYTHON_IN) -m bench.connect
+	$(PYTHON_IN) -m bench.datapath
 
 # The manual page and the shell completions, from the table of options.
 docs:
