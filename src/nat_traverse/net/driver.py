@@ -53,9 +53,7 @@ class Driver:
         self._running = False
         for socket in self._sockets.values():
             self._loop.remove_reader(socket.fileno())
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._cancel_timer()
 
     def _read(self, number: int) -> None:
         """Take what has arrived on one socket: refusals first, for they are older."""
@@ -92,9 +90,24 @@ class Driver:
             self._on_event(event)
 
     def _schedule(self) -> None:
+        """See that the machine's timer is called in time; once too early does no harm.
+
+        A timer that is due stays: the event loop reads first, and a flood of datagrams, each of
+        which led here, would else put the timer off for as long as it lasts.
+        """
+        at = self._machine.get_timer()
+        if self._running and at is not None:
+            if self._timer is not None and self._timer.when() <= at:
+                return
+            self._cancel_timer()
+            self._timer = self._loop.call_at(at, self._fire, at)
+
+    def _fire(self, at: float) -> None:
+        self._timer = None
+        # The loop's clock has a resolution, and may wake us an instant early.
+        self._advance(max(at, self._loop.time()))
+
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        at = self._machine.get_timer()
-        if self._running and at is not None:
-            self._timer = self._loop.call_at(at, lambda: self._advance(max(at, self._loop.time())))
