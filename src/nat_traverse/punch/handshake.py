@@ -81,6 +81,10 @@ _DONE_COPIES = 2
 _MICROSECONDS = 1_000_000  # in a second
 _LONGEST_ROUND_TRIP = 2**32 - 1  # microseconds, what the field can say: over an hour
 
+# Datagrams of user data that are kept until the path is agreed on: a little more than a peer of
+# today sends before it waits for an answer.
+_EARLY_DATAGRAMS = 64
+
 _REMEMBERED = 64  # hellos whose time is kept: a round trip of 6 s at the quick pace
 
 
@@ -138,6 +142,7 @@ class Handshake:
         self._timers: dict[str, float] = {}
         if settings.timeout is not None:
             self._timers["deadline"] = now + settings.timeout
+        self._early_data: list[bytes] = []
         self._linger_limit = now
         self._settled = False
         self._over = False
@@ -235,24 +240,23 @@ class Handshake:
     def _receive_other(self, data: bytes, route: _Route | None) -> None:
         """Take a datagram that is no message: noise, or the first user data.
 
-        Data from the peer is as good as its confirmation when all that is missing is that: it was
-        sent by somebody who is connected, and the confirmation may have been lost or overtaken.
+        A 0.7 peer that sends data, with our ack on its way, is connected: its own ack was lost or
+        overtaken. A peer of today may send data as soon as it has confirmed. That is kept until
+        the confirmation, which is asked for until it comes, arrives as well: data proves nothing.
         """
         if data.startswith(wire.MAGIC_PREFIX):
             self.evidence.malformed += 1
         elif route is None:
             self.evidence.strangers += 1
-        elif data and self._only_confirmation_missing(route):
-            self._connect(route, early_data=(data,))
+        elif self._connected is not None or not data:
+            self.evidence.not_ours += 1
+        elif route.legacy is not None and route.legacy.ack_sent:
+            self._early_data.append(data)
+            self._connect(route)
+        elif route is self._nominated and len(self._early_data) < _EARLY_DATAGRAMS:
+            self._early_data.append(data)
         else:
             self.evidence.not_ours += 1
-
-    def _only_confirmation_missing(self, route: _Route) -> bool:
-        if self._connected is not None:
-            return False
-        if route.legacy is not None:
-            return route.legacy.ack_sent
-        return route is self._nominated and self.controlling
 
     def _receive_astray(self, message: Message | Bare, path: Path) -> None:
         """Take a message from an endpoint that was not agreed; nothing is answered."""
@@ -280,6 +284,8 @@ class Handshake:
         self._serve_legacy(route, route.legacy)
 
     def _receive_hello(self, message: Message, size: int, route: _Route, now: float) -> None:
+        if self._connected is not None and self._connected.generation is Generation.LEGACY:
+            return  # whoever this is, the peer would take an answer for data
         if route.legacy is not None:
             # Bare magics came first, but this peer knows tails: those were not its own.
             route.legacy = None
@@ -343,6 +349,7 @@ class Handshake:
             self._peer_nonce = nonce
             self._nominated = None
             self._nominations = 0
+            self._early_data.clear()
             self._timers.pop("nominate", None)
         return True
 
@@ -386,7 +393,7 @@ class Handshake:
             if not self._settled:
                 self._timers["linger"] = min(now + LINGER, self._linger_limit)
 
-    def _connect(self, route: _Route, early_data: tuple[bytes, ...] = ()) -> None:
+    def _connect(self, route: _Route) -> None:
         generation = Generation.CURRENT if route.legacy is None else Generation.LEGACY
         self._connected = Connected(
             path=route.path,
@@ -394,7 +401,7 @@ class Handshake:
             round_trip=route.evidence.round_trip,
             observed=route.observed,
             datagram_size=route.size_limit,
-            early_data=early_data,
+            early_data=tuple(self._early_data),
         )
         self._events.append(self._connected)
         self._timers.clear()

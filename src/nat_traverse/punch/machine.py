@@ -70,7 +70,7 @@ class Connected:
 
     `observed` is our own mapped address as the peer sees it, if it said so; `datagram_size` the
     largest datagram in bytes known to cross the path unfragmented; `early_data` is user data
-    which was itself the proof that the peer is connected.
+    that arrived before this was known.
     """
 
     path: Path

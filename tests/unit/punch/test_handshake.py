@@ -274,15 +274,27 @@ class TestControlling:
         assert [parsed(send).done for send in sent(machine)] == [True] * 4
         assert sum(isinstance(event, Connected) for event in events(machine)) == 1
 
-    def test_user_data_is_as_good_as_a_confirmation(self) -> None:
+    def test_early_data_waits_for_the_confirmation(self) -> None:
         machine = make(LARGE)
-        machine.receive_datagram(b"early", TO_RIGHT, 0.05)
+        machine.receive_datagram(b"noise", TO_RIGHT, 0.05)
         machine.receive_datagram(ack(SMALL, echo=LARGE), TO_RIGHT, 0.1)
-        machine.receive_datagram(b"data", TO_RIGHT, 0.2)
-        machine.receive_datagram(b"more", TO_RIGHT, 0.2)
+        for data in (b"one", b"two", b""):
+            machine.receive_datagram(data, TO_RIGHT, 0.2)
+        assert not any(isinstance(event, Connected) for event in events(machine))
+        assert machine.get_timer() == pytest.approx(0.2)  # it goes on asking
+        machine.receive_datagram(ack(SMALL, echo=LARGE, nominate=True), TO_RIGHT, 0.3)
         found = [event for event in events(machine) if isinstance(event, Connected)]
-        assert [event.early_data for event in found] == [(b"data",)]
+        assert [event.early_data for event in found] == [(b"one", b"two")]
         assert machine.evidence.not_ours == 2
+
+    def test_early_data_is_bounded(self) -> None:
+        machine = make(LARGE)
+        machine.receive_datagram(ack(SMALL, echo=LARGE), TO_RIGHT, 0.1)
+        for _ in range(1000):
+            machine.receive_datagram(b"x", TO_RIGHT, 0.2)
+        machine.receive_datagram(ack(SMALL, echo=LARGE, nominate=True), TO_RIGHT, 0.3)
+        found = [event for event in events(machine) if isinstance(event, Connected)]
+        assert len(found[0].early_data) == 64
 
     def test_a_forgotten_serial_is_no_obstacle(self) -> None:
         machine = make(LARGE, timeout=None)
@@ -415,6 +427,13 @@ class TestLegacyPeer:
         machine.receive_datagram(b"hello\n", TO_RIGHT, 0.7)
         found = [event for event in events(machine) if isinstance(event, Connected)]
         assert [event.early_data for event in found] == [(b"hello\n",)]
+
+    def test_gets_no_answer_to_a_tail_once_it_is_connected(self) -> None:
+        machine = make(LARGE)
+        machine.receive_datagram(ACK_MAGIC, TO_RIGHT, 0.5)
+        sent(machine)
+        machine.receive_datagram(hello(SMALL), TO_RIGHT, 0.6)
+        assert sent(machine) == []
 
     def test_that_turns_out_to_know_tails_was_somebody_else(self) -> None:
         machine = make(LARGE)
