@@ -233,8 +233,9 @@ class PlainTunnel:
             return self._take_foreign(message, path)
         self._heard = now
         self._refused = None
-        if self._over:
-            return True
+        short = len(data) < wire.HELLO_SIZE and message.closing is None
+        if self._over or (message.kind is Kind.HELLO and short):
+            return True  # an answer could be longer than the question
         if message.kind is Kind.HELLO:
             self._take_hello(message, data, path, now)
         elif message.echo == self._handshake.nonce:
@@ -343,7 +344,8 @@ class PlainTunnel:
             self._acknowledge(message.serial, room=self._room if message.mark else None)
 
     def _take_ack(self, message: Message, data: bytes, path: Path, now: float) -> None:
-        if message.serial is not None and self._window.take_answer(message.serial, message.room):
+        if message.serial is not None and message.room is not None:
+            self._window.take_answer(message.serial, message.room)
             if self._window.is_open:
                 self._timers.pop("mark", None)
         elif message.received is None:

@@ -63,13 +63,12 @@ class SendWindow:
         if len(self._marks) > _REMEMBERED:
             del self._marks[next(iter(self._marks))]
 
-    def take_answer(self, serial: int, room: int | None) -> bool:
+    def take_answer(self, serial: int, room: int) -> bool:
         """Take the answer to a mark, and what the peer's buffer holds; False if it is none."""
         position = self._marks.pop(serial, None)
         if position is None:
             return False
         self._answered = max(self._answered, position)
-        if room is not None:
-            stretched = int(room * self._stretch)
-            self._size = max(_FIRST_WINDOW, min(stretched, _LARGEST_WINDOW))
+        stretched = int(room * self._stretch)
+        self._size = max(_FIRST_WINDOW, min(stretched, _LARGEST_WINDOW))
         return True

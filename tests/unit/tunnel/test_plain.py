@@ -627,7 +627,7 @@ class TestMarks:
         tunnel.note_sent(46, self.WINDOW // 2, 1.0)
         (mark,) = sent(tunnel)
         tunnel.note_sent(10, 1000, 1.0)
-        tunnel.take_message(ack(serial=mark.serial), TO_RIGHT, 1.02)
+        tunnel.take_message(ack(serial=mark.serial, room=1 << 20), TO_RIGHT, 1.02)
         assert [message.mark for _, message in run(tunnel, 1.15)] == [True]
 
     def test_of_the_peer_are_answered_with_the_room_there_is(self) -> None:
