@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nat_traverse.cli.arguments import ShowHelp, ShowVersion, parse  # noqa: PLC0415
     from nat_traverse.errors import UsageError  # noqa: PLC0415
 
+    _open_standard_streams()
     try:
         request = parse(sys.argv[1:] if argv is None else argv, os.environ)
     except UsageError as error:
@@ -40,7 +41,6 @@ def _act(request: object) -> int:
     """Do what takes a network, and so takes longer to import."""
     from nat_traverse.cli.settings import Connect, Demo  # noqa: PLC0415
 
-    _open_standard_streams()
     if isinstance(request, Connect):
         from nat_traverse.cli.connect import run  # noqa: PLC0415
 
@@ -53,7 +53,14 @@ def _act(request: object) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Occupy the numbers 0 to 2, lest the first socket becomes somebody's standard output."""
+    """Put /dev/null where a standard stream is closed.
+
+    Else the first socket becomes somebody's standard output, and what is printed to a missing
+    standard error comes out of standard output, where the tunnel's data belongs.
+    """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # noqa: PLR2004 (standard error)
         pass
     os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from nat_traverse.carry.relay import OutputOverflowed, RelayEvent
@@ -156,11 +157,11 @@ class Report:
 
     def _write(self, text: str) -> None:
         """Write to standard error; if that is gone there is nobody to tell."""
-        try:
+        if sys.stderr is None:
+            return
+        with suppress(OSError, ValueError):
             sys.stderr.write(text)
             sys.stderr.flush()
-        except (OSError, ValueError):
-            pass
 
     # -- the longer stories -------------------------------------------------------------------
 

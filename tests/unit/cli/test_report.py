@@ -153,6 +153,9 @@ def test_the_port_that_was_bound_is_told_from_then_on(capsys: Capture) -> None:
     assert "40001:<public address of this side>:40000" in capsys.readouterr().err
 
 
+COMMON = ("event", "elapsed", "text")  # fields of every object
+
+
 # -- JSON -----------------------------------------------------------------------------------------
 
 
@@ -168,6 +171,7 @@ def test_json(
     documented = {word for word, _ in EVENT_FIELDS}
     for line in lines:
         assert list(line)[:2] == ["event", "elapsed"]
+        assert list(line)[-1] == "text"
         assert line["event"] in documented
         assert 1.5 <= line["elapsed"] < 61.5
 
@@ -183,15 +187,16 @@ def test_json_names_its_fields_as_documented(capsys: Capture) -> None:
     seen = set()
     for line in map(json.loads, capsys.readouterr().err.splitlines()):
         seen.add(line["event"])
-        for field in set(line) - {"event", "elapsed"}:
+        for field in set(line) - set(COMMON):
             assert f"`{field}`" in documented[line["event"]], (line["event"], field)
-    assert seen == set(documented) - {"event", "elapsed"}
+    assert seen == set(documented) - set(COMMON)
 
 
 def test_json_of_a_connection(capsys: Capture) -> None:
     report(JsonReport).observe(CONNECTED)
     line = json.loads(capsys.readouterr().err)
-    del line["elapsed"]
+    assert line.pop("elapsed") >= 1.5
+    assert line.pop("text").startswith("connected: port 40000 to 203.0.113.2:40001, ")
     assert line == {
         "event": "connected",
         "peer": "203.0.113.2:40001",
