@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import asyncio
+import errno
+import pathlib
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nat_traverse import session
+from nat_traverse.errors import EXIT_NO_PATH, LocalNetworkError
+from nat_traverse.model import Endpoint, Generation, Path
+from nat_traverse.net.udp import UdpSocket
+from nat_traverse.punch.handshake import DATAGRAM_SIZE
+from nat_traverse.punch.machine import Connected, DeadlinePassed, PathValidated, PeerHeard, Settled
+from nat_traverse.session import (
+    MAX_PATHS,
+    Hole,
+    NotFoundError,
+    Opened,
+    PunchSettings,
+    SessionEvent,
+    _largest_datagram,
+    _open_sockets,
+    _Routes,
+    punch,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+IPV4, IPV6 = Endpoint("127.0.0.1", 40001), Endpoint("::1", 40001)
+
+
+def open_descriptors() -> set[str]:
+    return {descriptor.name for descriptor in pathlib.Path("/proc/self/fd").iterdir()}
+
+
+def many(count: int, port: int = 40001) -> list[Endpoint]:
+    return [Endpoint(f"203.0.113.{number}", port) for number in range(1, count + 1)]
+
+
+class TestRoutes:
+    def test_both_families_of_this_host(self) -> None:
+        routes = _Routes([IPV6, IPV4])
+        assert routes.remotes == [IPV6, IPV4]
+        assert routes.families() == [True, False]
+        opened = routes.opened(40000)
+        assert opened.sources == (Endpoint("::1", 40000), Endpoint("127.0.0.1", 40000))
+        assert (opened.local_port, opened.unreachable, opened.left_out) == (40000, (), ())
+
+    def test_one_source_is_told_once(self) -> None:
+        routes = _Routes([IPV4, IPV4._replace(host="127.0.0.2"), IPV4._replace(port=7)])
+        assert len(routes.remotes) == 3
+        assert routes.families() == [False]
+        hosts = [source.host for source in routes.opened(1).sources]
+        assert sorted(set(hosts)) == sorted(hosts)
+
+    def test_what_has_no_route_is_told_and_not_tried(self, unroutable: set[str]) -> None:
+        unroutable.add("203.0.113.2")
+        routes = _Routes(many(3))
+        assert [remote.host for remote in routes.remotes] == ["203.0.113.1", "203.0.113.3"]
+        assert routes.opened(1).unreachable == ((many(3)[1], "no route to 203.0.113.2"),)
+
+    def test_nothing_but_what_has_no_route(self, unroutable: set[str]) -> None:
+        unroutable.update(remote.host for remote in many(2))
+        with pytest.raises(LocalNetworkError, match=r"203\.0\.113\.1") as caught:
+            _Routes(many(2))
+        assert caught.value.exit_code == errno.ENETUNREACH
+
+    def test_more_than_eight_are_left_out(self, unroutable: set[str]) -> None:
+        unroutable.add("203.0.113.3")
+        routes = _Routes(many(MAX_PATHS + 3))
+        assert len(routes.remotes) == MAX_PATHS
+        left_out = [remote.host for remote in routes.opened(1).left_out]
+        assert left_out == ["203.0.113.10", "203.0.113.11"]
+
+
+@pytest.fixture
+def unroutable(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Hosts to which there is no route; the real routing table is not asked."""
+    hosts: set[str] = set()
+
+    def source_for(to: Endpoint) -> Endpoint:
+        if to.host in hosts:
+            raise LocalNetworkError(f"no route to {to.host}", errno.ENETUNREACH)
+        return Endpoint("198.51.100.2", 1)
+
+    monkeypatch.setattr(session, "source_for", source_for)
+    return hosts
+
+
+class TestOpenSockets:
+    @pytest.mark.parametrize("families", [[False], [True], [False, True], [True, False]])
+    def test_any_port_is_the_same_in_all_families(self, families: list[bool]) -> None:
+        sockets = _open_sockets(0, families)
+        try:
+            assert [sockets[number].local.is_ipv6 for number in sorted(sockets)] == families
+            (port,) = {sock.local.port for sock in sockets.values()}
+            assert port > 0
+        finally:
+            session._close(sockets)
+
+    def test_the_port_that_was_asked_for(self) -> None:
+        first = _open_sockets(0, [False, True])
+        port = first[0].local.port
+        session._close(first)
+        again = _open_sockets(port, [True, False])
+        assert {sock.local.port for sock in again.values()} == {port}
+        session._close(again)
+
+    def test_a_port_in_use_is_an_error_and_leaves_nothing_open(self) -> None:
+        with UdpSocket(socket.AF_INET6, 0) as taken:
+            before = open_descriptors()
+            with pytest.raises(LocalNetworkError) as caught:
+                _open_sockets(taken.local.port, [False, True])
+            assert caught.value.exit_code == errno.EADDRINUSE
+            assert open_descriptors() == before
+
+    def test_any_port_goes_on_until_both_families_have_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        refused = refuse_ipv6(monkeypatch, times=3)
+        before = open_descriptors()
+        sockets = _open_sockets(0, [False, True])
+        assert len(refused) == 3
+        assert len({sock.local.port for sock in sockets.values()}) == 1
+        session._close(sockets)
+        assert open_descriptors() == before
+
+    def test_but_not_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        refused = refuse_ipv6(monkeypatch, times=1000)
+        before = open_descriptors()
+        with pytest.raises(LocalNetworkError):
+            _open_sockets(0, [False, True])
+        assert len(refused) == session._ANY_PORT_TRIES
+        assert open_descriptors() == before
+
+    def test_a_family_that_is_missing_altogether_is_not_tried_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        refused = refuse_ipv6(monkeypatch, times=1000)
+        with pytest.raises(LocalNetworkError):
+            _open_sockets(0, [True, False])
+        assert len(refused) == 1
+
+
+def refuse_ipv6(monkeypatch: pytest.MonkeyPatch, *, times: int) -> list[int]:
+    """Let the port be taken in IPv6 so many times; returns the ports that were asked for."""
+    refused: list[int] = []
+
+    def opened(family: socket.AddressFamily, port: int) -> UdpSocket:
+        if family == socket.AF_INET6 and len(refused) < times:
+            refused.append(port)
+            raise LocalNetworkError("in use", errno.EADDRINUSE)
+        return UdpSocket(family, port)
+
+    monkeypatch.setattr(session, "UdpSocket", opened)
+    return refused
+
+
+class TestLargestDatagram:
+    @pytest.mark.parametrize(
+        ("mtu", "ipv4", "ipv6"),
+        [
+            (None, DATAGRAM_SIZE, DATAGRAM_SIZE),
+            (65_536, DATAGRAM_SIZE, DATAGRAM_SIZE),
+            (1400, 1372, 1352),
+            (1280, 1252, 1232),
+            (68, 40, 20),
+            (20, 1, 1),
+        ],
+    )
+    def test_what_the_kernel_knows(
+        self, monkeypatch: pytest.MonkeyPatch, mtu: int | None, ipv4: int, ipv6: int
+    ) -> None:
+        monkeypatch.setattr(session, "path_mtu", lambda _: mtu)
+        assert (_largest_datagram(IPV4), _largest_datagram(IPV6)) == (ipv4, ipv6)
+
+    def test_loopback(self) -> None:
+        assert _largest_datagram(IPV4) == DATAGRAM_SIZE
+
+
+# -- the whole, over loopback ---------------------------------------------------------------------
+
+PATIENCE = 30.0  # s, and only a failing test waits that long
+
+
+class Side:
+    """One end of a tunnel: what it was told, and its hole."""
+
+    def __init__(self, local_port: int, remote_port: int, peer: str = "127.0.0.1") -> None:
+        self.settings = PunchSettings(local_port, peer, remote_port, timeout=PATIENCE)
+        self.events: list[SessionEvent] = []
+        self.opened: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
+
+    async def punch(self) -> Hole:
+        return await punch(self.settings, self.observe)
+
+    def observe(self, event: SessionEvent) -> None:
+        self.events.append(event)
+        if isinstance(event, Opened):
+            self.opened.set_result(event)
+
+    def kinds(self) -> list[type]:
+        return [type(event) for event in self.events]
+
+
+def free_ports() -> tuple[int, int]:
+    """Return two ports that nobody has in either family at the moment."""
+    pairs = [_open_sockets(0, [False, True]) for _ in range(2)]
+    left, right = (pair[0].local.port for pair in pairs)
+    for pair in pairs:
+        session._close(pair)
+    return left, right
+
+
+def both(peer: str = "127.0.0.1") -> tuple[Side, Side]:
+    left, right = free_ports()
+    return Side(left, right, peer), Side(right, left, peer)
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    before = open_descriptors()
+    asyncio.run(asyncio.wait_for(main, PATIENCE))
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "::1"])
+def test_two_sides_find_each_other(peer: str) -> None:
+    async def main() -> None:
+        left, right = both(peer)
+        holes = await asyncio.gather(left.punch(), right.punch())
+        for side, hole in zip((left, right), holes, strict=True):
+            assert side.kinds()[0] is Opened
+            assert {PeerHeard, PathValidated, Connected} <= set(side.kinds())
+            remote = Endpoint(peer, side.settings.remote_port)
+            assert hole.connected.path == Path(0, remote)
+            assert hole.connected.generation is Generation.CURRENT
+            assert hole.connected.datagram_size == DATAGRAM_SIZE
+            assert hole.socket.local.port == side.settings.local_port
+            assert hole.others == {}
+        assert holes[0].handshake.peer_nonce == holes[1].handshake.nonce
+        await asyncio.gather(*(hole.settle() for hole in holes))
+        assert Settled in left.kinds()
+        assert Settled in right.kinds()
+        for hole in holes:
+            hole.close()
+
+    run(main())
+
+
+def test_any_local_port() -> None:
+    async def main() -> None:
+        (port, _) = free_ports()
+        early = Side(0, port)
+        waiting = asyncio.ensure_future(early.punch())
+        opened = await early.opened
+        assert opened.remotes == (Endpoint("127.0.0.1", port),)
+        assert [source.port for source in opened.sources] == [opened.local_port]
+        late = Side(port, opened.local_port)
+        for hole in await asyncio.gather(waiting, late.punch()):
+            hole.close()
+
+    run(main())
+
+
+def test_a_name_with_addresses_of_both_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve(_: str, port: int) -> list[Endpoint]:
+        return [IPV6._replace(port=port), IPV4._replace(port=port)]
+
+    monkeypatch.setattr(session, "resolve", resolve)
+
+    async def main() -> None:
+        left, right = both("two.example")
+        holes = await asyncio.gather(left.punch(), right.punch())
+        chosen = {hole.connected.path.socket for hole in holes}
+        assert len(chosen) == 1  # both use the same path
+        for hole in holes:
+            (other,) = hole.others.values()
+            assert other.local.port == hole.socket.local.port
+            assert other.local.is_ipv6 != hole.socket.local.is_ipv6
+            hole.close()
+
+    run(main())
+
+
+def test_no_peer() -> None:
+    async def main() -> None:
+        left, right = free_ports()
+        events: list[SessionEvent] = []
+        settings = PunchSettings(left, "127.0.0.1", right, timeout=0.3)
+        with pytest.raises(NotFoundError) as caught:
+            await punch(settings, events.append)
+        assert caught.value.exit_code == EXIT_NO_PATH
+        (seen,) = caught.value.evidence.paths.values()
+        assert seen.hellos_sent >= 2
+        assert isinstance(events[-1], DeadlinePassed)
+
+    run(main())
+
+
+def test_cancelled() -> None:
+    async def main() -> None:
+        side, _ = both()
+        task = asyncio.ensure_future(side.punch())
+        await side.opened
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(main())
+
+
+def test_an_observer_that_fails_leaves_nothing_open() -> None:
+    def observe(event: SessionEvent) -> None:
+        raise ZeroDivisionError(event)
+
+    async def main() -> None:
+        left, right = free_ports()
+        with pytest.raises(ZeroDivisionError):
+            await punch(PunchSettings(left, "127.0.0.1", right, timeout=5), observe)
+
+    run(main())
+
+
+def test_a_port_in_use() -> None:
+    async def main() -> None:
+        with UdpSocket(socket.AF_INET, 0) as taken:
+            settings = PunchSettings(taken.local.port, "127.0.0.1", 1, timeout=5)
+            with pytest.raises(LocalNetworkError) as caught:
+                await punch(settings, lambda _: None)
+            assert caught.value.exit_code == errno.EADDRINUSE
+
+    run(main())
+
+
+def test_closing_twice_does_nothing() -> None:
+    async def main() -> None:
+        left, right = both()
+        for hole in await asyncio.gather(left.punch(), right.punch()):
+            hole.close()
+            hole.close()
+
+    run(main())
