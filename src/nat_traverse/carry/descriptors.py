@@ -154,6 +154,7 @@ class Sink:
         self._start = 0  # of what is left in the first block
         self._writing = False
         self._closed = False
+        self.dropped = 0  # bytes that were taken and, since writing failed, not written
         self.ended = False  # the reader has been shown the end; the descriptor is gone
         self._waiters: list[asyncio.Future[None]] = []
         self.buffered = 0
@@ -266,6 +267,7 @@ class Sink:
             self.failure = BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         else:
             self.failure = self._explained(error)
+        self.dropped += self.buffered
         self._forget()
         self._report()
 

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from nat_traverse.carry.relay import OutputOverflowed, RelayEvent
+from nat_traverse.carry.receiver import OutputOverflowed
 from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE
 from nat_traverse.cli.target import bracketed, other_side
 from nat_traverse.model import ErrorKind, Generation
@@ -33,6 +33,7 @@ from nat_traverse.tunnel.plain import (
 )
 
 if TYPE_CHECKING:
+    from nat_traverse.carry.relay import RelayEvent
     from nat_traverse.cli.explain import Explanation
     from nat_traverse.cli.settings import Connect
     from nat_traverse.model import NetworkError

@@ -16,7 +16,7 @@ ends of today, hellos go on beside the data, on the same path, and carry what 0.
 A datagram is a message when it starts with a magic, has a sound tail and names one of this tunnel's
 nonces, which are 128 bits that nobody else has. One more is no user data: the hello of a stranger,
 the peer's next run perhaps. All else is, with a magic or without. An end of today never begins a
-datagram of user data with a magic (`carry/relay.py`), so it loses none, not even when one tunnel
+datagram of user data with a magic (`carry/sender.py`), so it loses none, not even when one tunnel
 runs through another.
 """
 
@@ -266,9 +266,13 @@ class PlainTunnel:
         else:
             self._send_finished(now)
 
-    def close(self, reason: Reason) -> None:
-        """End the tunnel at once; the peer is told, a 0.7 peer can't be."""
+    def close(self, reason: Reason, *, unread: int = 0) -> None:
+        """End the tunnel at once; the peer is told, a 0.7 peer can't be.
+
+        `unread` is how many of the bytes that arrived never came out on this side.
+        """
         if not self._over:
+            self._received = self._received._replace(octets=self._received.octets - unread)
             self._say_closing(reason)
             self._end()
 

@@ -15,9 +15,11 @@ import pytest
 
 from nat_traverse import session
 from nat_traverse.carry import descriptors
+from nat_traverse.carry import receiver as receiver_module
 from nat_traverse.carry import relay as relay_module
 from nat_traverse.carry.descriptors import Sink, Source
-from nat_traverse.carry.relay import OutputOverflowed, Relay
+from nat_traverse.carry.receiver import OutputOverflowed
+from nat_traverse.carry.relay import Relay
 from nat_traverse.errors import DataLostError, ErrnoError, OutputError, PeerGoneError
 from nat_traverse.model import Endpoint, ErrorKind, NetworkError
 from nat_traverse.model import Path as PathToPeer
@@ -331,7 +333,8 @@ class Unreliable:
 def wrap(end: End, **behaviour: object) -> Unreliable:
     """Put an unreliable socket below an end's relay."""
     wrapped = Unreliable(end.hole.socket, **behaviour)  # type: ignore[arg-type]
-    end.relay._socket = cast("UdpSocket", wrapped)
+    for each in (end.relay, end.relay._sender, end.relay._receiver):
+        each._socket = cast("UdpSocket", wrapped)
     return wrapped
 
 
@@ -399,7 +402,7 @@ class TestANarrowPath:
         async def test() -> None:
             async with ends() as (left, _):
                 error = NetworkError(ErrorKind.TOO_BIG, errno.EMSGSIZE, "192.0.2.1", mtu)
-                assert left.relay._size_after(error) == size
+                assert left.relay._sender._size_after(error) == size
 
         run(test())
 
@@ -476,7 +479,7 @@ class TestASlowReader:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         limit = 100_000
-        monkeypatch.setattr(relay_module, "LIMIT", limit)
+        monkeypatch.setattr(receiver_module, "LIMIT", limit)
 
         async def test() -> None:
             async with end_and_original() as (end, peer):
@@ -549,10 +552,14 @@ class TestAReaderThatLeaves:
             async with ends() as (left, right):
                 sending, receiving = left.start(), right.start()
                 await left.write(noise(2_500_000))
-                await until(lambda: right.sink.buffered > 0)
+                await until(lambda: right.tunnel.received.octets == 2_500_000)
+                assert right.sink.buffered > 0
                 right.close_output()
                 assert isinstance(await raised(receiving), BrokenPipeError)
-                await asyncio.wait({sending})
+                # All of it had arrived, but did not come out.
+                error = await raised(sending)
+                assert isinstance(error, PeerGoneError)
+                assert f"{right.sink.dropped:,} bytes did not get through" in str(error)
                 assert only(left, PeerClosed).reason is Reason.NOT_READING
 
         run(test())
@@ -714,7 +721,7 @@ class TestPausing:
                 tasks = left.start(), right.start()
                 data = noise(200_000)
                 await left.write(data[:50_000])
-                await until(lambda: bool(left.relay._unsent))
+                await until(lambda: left.relay._sender.unsent > 0)
                 pausing = asyncio.ensure_future(left.relay.pause())
                 await left.write(data[50_000:])
                 room = True

@@ -5,11 +5,11 @@ import io
 import json
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nat_traverse.carry.relay import OutputOverflowed, RelayEvent
+from nat_traverse.carry.receiver import OutputOverflowed
 from nat_traverse.cli.explain import Explanation
 from nat_traverse.cli.report import (
     EVENT_FIELDS,
@@ -41,6 +41,9 @@ from nat_traverse.tunnel.plain import (
     PeerVanished,
 )
 from nat_traverse.wire.hello import Counts, Reason
+
+if TYPE_CHECKING:
+    from nat_traverse.carry.relay import RelayEvent
 
 Capture = pytest.CaptureFixture[str]
 
