@@ -39,8 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _act(request: object) -> int:
     """Do what takes a network, and so takes longer to import."""
+    import signal  # noqa: PLC0415
+
     from nat_traverse.cli.settings import Connect, Demo  # noqa: PLC0415
 
+    # Until the event loop takes signals over, ^C ends the process as it ends any other, without
+    # the traceback of whatever was being imported.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if isinstance(request, Connect):
         from nat_traverse.cli.connect import run  # noqa: PLC0415
 
