@@ -149,6 +149,15 @@ DIFFERENCES = (
         "Each of the two would get some of the other's packets.",
     ),
     Difference(
+        "cmd-pipes",
+        "What `--cmd` gets as standard input and output",
+        "The UDP socket: each write was a datagram, and the end of the data never came.",
+        "Two pipes. What it writes travels in datagrams that fit the path, and the end of the "
+        "peer's data is the end of its input.",
+        "A late packet of the handshake must not reach the command, a long write must not become "
+        "IP fragments, and most programs wait for the end of their input.",
+    ),
+    Difference(
         "empty-cmd",
         "`--cmd` with an empty word",
         "Connected, then failed with exit status 29.",
@@ -190,7 +199,8 @@ DIFFERENCES = (
         "End of input",
         "The program ended at once, whatever was still on its way.",
         "The end is passed on to the peer, and the program ends when both directions have. "
-        "A peer that runs 0.7 cannot be told.",
+        "A peer that runs 0.7 cannot be told; the program ends when that has been silent for a "
+        "second.",
         "Half of a conversation may end before the other.",
     ),
     Difference(
