@@ -88,7 +88,12 @@ def test_default() -> None:
     ):
         assert line in lines
     assert sum("gateway" in line and "drop: " in line for line in lines) == 2
-    assert sum("connected to 203.0.113.2:40001, which sees us as" in line for line in lines) == 1
+    assert (
+        sum(
+            "connected: port 40000 to 203.0.113.2:40001, which sees us as" in line for line in lines
+        )
+        == 1
+    )
     assert f"{SIZE:,} of {SIZE:,} bytes came out on the right" in result.stdout
     assert lines[-1].startswith("OK: connected ")
     assert "\x1b" not in result.stdout
@@ -120,7 +125,7 @@ def test_a_side_without_ipv4_meets_one_that_has_both() -> None:
     result = run("--left", "ipv6", "--right", "drop")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "The left host has no IPv4. So the right side gets IPv6 too" in result.stdout
-    assert "connected to [2001:db8:2:1::2]:40001" in result.stdout
+    assert "connected: port 40000 to [2001:db8:2:1::2]:40001" in result.stdout
 
 
 def test_gateways_that_change_ports_are_explained() -> None:
@@ -211,7 +216,7 @@ def test_a_missing_tool_is_named_and_loopback_used() -> None:
         "No gateways on this machine: nft is missing: apt-get install nftables. Both ends run"
         " over loopback instead, and --left and --right are ignored.\n"
     )
-    assert "connected to 127.0.0.1:" in result.stdout
+    assert " to 127.0.0.1:" in result.stdout
     assert result.stdout.splitlines()[-1].startswith("OK: ")
 
 

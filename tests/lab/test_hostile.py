@@ -245,9 +245,10 @@ def test_a_flood_at_a_waiting_program() -> None:
         peer_sock = stack.enter_context(bound())
         strangers = [stack.enter_context(bound()) for _ in range(8)]
         peer_port = peer_sock.getsockname()[1]
+        peer = Peer(peer_sock)  # its clock has to start before the program's
         program = stack.enter_context(ours("--json", "--timeout=0", f"0:{HOST}:{peer_port}"))
         port = program.event("opened")["local_port"]
-        peer, pace = Peer(peer_sock), Pace(port)
+        pace = Pace(port)
         # A peer of today was heard; from then on a bare magic passes for nobody's.
         first = encode(Message(Kind.HELLO, attacker.chance.randbytes(16)), size=HELLO_SIZE)
         assert peer.may_ask(first)
