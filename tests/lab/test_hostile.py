@@ -285,15 +285,20 @@ def test_a_flood_at_a_waiting_program() -> None:
         # And after all that an honest peer at the agreed address connects.
         peer_sock.close()
         honest = stack.enter_context(ours("--json", f"{peer_port}:{HOST}:{port}"))
-        for each in (honest, program):
-            assert each.event("connected")["generation"] == "current"
-        honest.write(b"at last\n")
-        program.write(b"indeed\n")
-        assert program.prints(8) == b"at last\n"
-        assert honest.prints(7) == b"indeed\n"
-        for each in (honest, program):
-            each.close_input()
-        assert (honest.wait(), program.wait()) == (0, 0)
+        talk(honest, program)
+
+
+def talk(one: Program, other: Program) -> None:
+    """See that both connect, say something each, and end in order."""
+    for each in (one, other):
+        assert each.event("connected")["generation"] == "current"
+    one.write(b"at last\n")
+    other.write(b"indeed\n")
+    assert other.prints(8) == b"at last\n"
+    assert one.prints(7) == b"indeed\n"
+    for each in (one, other):
+        each.close_input()
+    assert (one.wait(), other.wait()) == (0, 0)
 
 
 @contextmanager
