@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,8 +55,8 @@ def lose(lab: Lab, percent: int) -> None:
      }}
     }}
     """
-    command = lab.internet[0].command(["nft", "-f", "-"])
-    subprocess.run(command, input=rules, text=True, check=True)
+    result = lab.internet[0].run(["nft", "-f", "-"], text=rules)
+    assert result.returncode == 0, result.stderr
 
 
 def text(seed: int) -> bytes:
