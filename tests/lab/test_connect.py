@@ -185,11 +185,6 @@ def test_the_later_side_may_start_a_minute_after_the_first() -> None:
         time.sleep(60)
         with right(lab) as second:
             transfer(first, second)
-            assert second.event("connected")["elapsed"] < PATIENT_CONNECT
-
-
-# Far more than the second that a hello may take to come round, for a machine under load.
-PATIENT_CONNECT = 20.0
 
 
 def test_no_fragments_and_no_full_packets_at_first() -> None:
