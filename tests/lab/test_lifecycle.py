@@ -269,7 +269,9 @@ class TestOutput:
 
     def test_nobody_reads_what_it_says(self, stage: Stage, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
-        script = f'true <{tmp_path}/pipe & exec "$@" 2>{tmp_path}/pipe'
+        # The reader has come and gone before the program starts.
+        pipe = tmp_path / "pipe"
+        script = f'true <{pipe} & exec 3>{pipe}; wait; exec "$@" 2>&3 3>&-'
         left = stage.left("--verbose", before=("sh", "-c", script, "sh"))
         right = stage.right("--json")
         left.write(b"work goes on")

@@ -16,7 +16,7 @@ def need(program: str, *, package: str) -> str:
     found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
     if found is not None:
         return found
-    message = f"{program} is missing: apt-get install {package}"
+    message = f"{program} is missing, or not for this user to run: apt-get install {package}"
     if os.environ.get("CI") or os.geteuid() == 0:
         pytest.fail(message)
     pytest.skip(message)

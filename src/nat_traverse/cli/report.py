@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from nat_traverse.carry.receiver import OutputOverflowed
@@ -160,9 +159,12 @@ class Report:
         """Write to standard error; if that is gone there is nobody to tell."""
         if sys.stderr is None:
             return
-        with suppress(OSError, ValueError):
+        try:
             sys.stderr.write(text)
             sys.stderr.flush()
+        except (OSError, ValueError):
+            # What is left in its buffer would make Python's own end fail, with status 120.
+            sys.stderr = None
 
     # -- the longer stories -------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ def run_until_signalled(main: Coroutine[object, object, T]) -> T:
 
 def die_of(number: signal.Signals) -> NoReturn:
     """End by the signal itself: a shell then sees 128 + its number, and stops its own loop too."""
-    sys.stderr.flush()
+    if sys.stderr is not None:
+        with suppress(OSError):
+            sys.stderr.flush()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     raise AssertionError("unreachable: the signal ends the process")

@@ -300,6 +300,8 @@ def test_a_lost_terminal_stops_nothing(kind: type[Report], monkeypatch: pytest.M
         told.observe(event)
     told.waiting()
     told.failed("No path.", 4)
+    # Python itself would else try once more at its end, fail, and exit with 120.
+    assert sys.stderr is None
 
 
 @pytest.mark.parametrize("kind", [Report, JsonReport, TerminalReport])
