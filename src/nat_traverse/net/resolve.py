@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import socket
 import threading
 from contextlib import suppress
@@ -65,14 +66,20 @@ def parse_literal(host: str, port: int) -> Endpoint | None:
 
 
 def select(found: Iterable[_AddressInfo]) -> list[Endpoint]:
-    """Return the distinct endpoints in what `getaddrinfo` returned, in its order, at most 16."""
+    """Return the distinct endpoints in what `getaddrinfo` returned, in its order, at most 16.
+
+    A name may be a number in disguise (`0x0`, `224.1`) or lead anywhere: what stands for no host,
+    or for many, is left out.
+    """
     endpoints: dict[Endpoint, None] = {}
     for family, _type, _proto, _name, address in found:
         if family not in (socket.AF_INET, socket.AF_INET6):
             continue
         packed = socket.inet_pton(family, str(address[0]).partition("%")[0])
         scope = int(address[3]) if family == socket.AF_INET6 else 0
-        endpoints.setdefault(_endpoint(family, packed, int(address[1]), scope))
+        endpoint = _endpoint(family, packed, int(address[1]), scope)
+        if _is_one_host(endpoint):
+            endpoints.setdefault(endpoint)
     return list(endpoints)[:MAX_ADDRESSES]
 
 
@@ -81,6 +88,12 @@ def _endpoint(family: int, packed: bytes, port: int, scope: int = 0) -> Endpoint
     if family == socket.AF_INET6 and packed.startswith(_MAPPED):
         family, packed, scope = socket.AF_INET, packed[_MAPPED_SIZE:], 0
     return Endpoint(socket.inet_ntop(family, packed), port, scope)
+
+
+def _is_one_host(endpoint: Endpoint) -> bool:
+    address = ipaddress.ip_address(endpoint.host)
+    broadcast = address == ipaddress.IPv4Address("255.255.255.255")  # RFC 919, section 7
+    return not (address.is_unspecified or address.is_multicast or broadcast)
 
 
 def _scope(zone: str) -> int:
@@ -127,7 +140,7 @@ def _explained(host: str, error: Exception | None) -> LocalNetworkError:
         )
     else:
         text = (
-            f"Unknown host {host}: there is no such name, or it has no address. Check the"
+            f"Unknown host {host}: there is no such name, or it has no address of a host. Check the"
             " spelling, or give the peer's address instead of its name."
         )
     return LocalNetworkError(text, errno.EINVAL)

@@ -35,6 +35,18 @@ def v6(host: str, scope: int = 0) -> tuple[Any, ...]:
     return (socket.AF_INET6, socket.SOCK_DGRAM, 17, "", (host, 9, 0, scope))
 
 
+def test_addresses_of_no_host_or_of_many_are_left_out() -> None:
+    nobody = [v4("0.0.0.0"), v4("224.0.0.1"), v4("255.255.255.255"), v6("::"), v6("ff02::1")]  # noqa: S104 (not bound)
+    assert select([*nobody, v4("192.0.2.1")]) == [Endpoint("192.0.2.1", 9)]
+
+
+@pytest.mark.parametrize("host", ["00", "0x0", "224.1"])
+def test_a_number_in_disguise_that_is_no_host_is_unknown(host: str) -> None:
+    with pytest.raises(LocalNetworkError, match="Unknown host") as caught:
+        asyncio.run(resolve(host, 9))
+    assert caught.value.exit_code == errno.EINVAL
+
+
 @pytest.mark.parametrize(
     ("host", "endpoint"),
     [
