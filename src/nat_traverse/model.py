@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+_IPV4_HEADERS = 28  # bytes: IPv4 without options (RFC 791), UDP (RFC 768)
+_IPV6_HEADERS = 48  # bytes: IPv6 without extensions (RFC 8200), UDP
+
 
 class Endpoint(NamedTuple):
     """A transport address (RFC 8489, section 3): IP address, UDP port.
@@ -26,6 +29,11 @@ class Endpoint(NamedTuple):
     def is_ipv6(self) -> bool:
         """True for an IPv6 address, False for an IPv4 one."""
         return ":" in self.host
+
+    @property
+    def headers(self) -> int:
+        """How many bytes of a packet to here are not the datagram's: a path MTU counts them."""
+        return _IPV6_HEADERS if self.is_ipv6 else _IPV4_HEADERS
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if self.is_ipv6 else f"{self.host}:{self.port}"

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 MAX_PATHS = 8
 _ANY_PORT_TRIES = 16  # for a port that is free in both address families
 
-_IPV4_HEADERS = 28  # bytes: IPv4 and UDP
-_IPV6_HEADERS = 48  # bytes: IPv6 and UDP
-
 
 @dataclass(frozen=True, slots=True)
 class PunchSettings:
@@ -246,8 +243,7 @@ def _largest_datagram(remote: Endpoint) -> int:
     No fragments: at most what the first link, or an earlier report of the path, lets through.
     """
     mtu = path_mtu(remote)
-    headers = _IPV6_HEADERS if remote.is_ipv6 else _IPV4_HEADERS
-    return DATAGRAM_SIZE if mtu is None else min(DATAGRAM_SIZE, max(mtu - headers, 1))
+    return DATAGRAM_SIZE if mtu is None else min(DATAGRAM_SIZE, max(mtu - remote.headers, 1))
 
 
 def _close(sockets: Mapping[int, UdpSocket]) -> None:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 # Bursts sent in one go, before receiving and the timers get their turn: 1 MiB at most.
 _BURSTS = 16
 
-_IPV4_HEADERS = 28  # bytes: IPv4 and UDP
-_IPV6_HEADERS = 48  # bytes: IPv6 and UDP
 _SMALLEST_DATAGRAM = 548  # bytes; every host takes an IPv4 packet of 576 (RFC 791)
 
 
@@ -53,7 +51,7 @@ class Sender:
         self._loop = asyncio.get_running_loop()
         remote = tunnel.path.remote
         self._to = sockaddr(remote, socket.family)
-        self._headers = _IPV6_HEADERS if remote.is_ipv6 else _IPV4_HEADERS
+        self._headers = remote.headers
         self._outgoing = memoryview(bytearray(burst_size(tunnel.datagram_size)))
         self._unsent = self._outgoing[:0]
         self._flushed = asyncio.Event()  # set while nothing is unsent

@@ -60,9 +60,6 @@ _IPV4_MINIMUM = 548
 # (number of nominations, size): several of each, since one may be lost for any other reason.
 _NOMINATION_SIZES = ((4, DATAGRAM_SIZE), (4, _IPV6_MINIMUM))
 
-_IPV4_OVERHEAD = 28  # bytes of IPv4 and UDP headers
-_IPV6_OVERHEAD = 48  # bytes of IPv6 and UDP headers
-
 # Nominations are repeated this often (s): the pace of the hellos before them.
 _NOMINATE_EVERY = 0.1
 _NOMINATE_SLOWLY = 1.0  # s, after two seconds without a confirmation, as the hellos do
@@ -419,8 +416,7 @@ class Handshake:
         self._events.append(DeadlinePassed(self.evidence))
 
     def _learn_mtu(self, route: _Route, mtu: int, now: float) -> None:
-        overhead = _IPV6_OVERHEAD if route.path.remote.is_ipv6 else _IPV4_OVERHEAD
-        limit = max(mtu - overhead, _IPV4_MINIMUM)
+        limit = max(mtu - route.path.remote.headers, _IPV4_MINIMUM)
         if limit < route.size_limit:
             route.size_limit = limit
             if route is self._nominated and "nominate" in self._timers:
