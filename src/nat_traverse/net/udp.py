@@ -24,6 +24,7 @@ import errno
 import os
 import socket
 import struct
+import threading
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
@@ -75,6 +76,20 @@ class Counters:
     odd_errors: int = 0  # error records that made no sense
 
 
+class _Arrival(threading.local):
+    """Where a run of datagrams is put until it is cut up, which is before the next one is taken.
+
+    All sockets of a thread share it: a search for a path has hundreds, and 64 KiB for each of them
+    would be 16 MiB.
+    """
+
+    def __init__(self) -> None:
+        self.buffer = memoryview(bytearray(offload.MAX_DATAGRAM))
+
+
+_ARRIVAL: Final = _Arrival()
+
+
 class UdpSocket:
     """One bound UDP socket. `port` 0 means any free port; `host` "" means all addresses.
 
@@ -86,8 +101,6 @@ class UdpSocket:
         self._sock = _open(family, port, host)
         self._refusals: deque[QueuedError] = deque(maxlen=KEPT_REFUSALS)
         self._split: deque[tuple[bytes, Endpoint]] = deque()
-        # Costs memory only as far as datagrams fill it: the kernel gives the pages on first use.
-        self._buffer = memoryview(bytearray(offload.MAX_DATAGRAM))
         self._ttl_message = features.IS_LINUX
         self._segments = offload.SegmentSender(self._sock, self._insist)
         self.counters = Counters()
@@ -138,14 +151,15 @@ class UdpSocket:
         """
         if self._split:
             return self._split.popleft()
-        run = self.receive_into(self._buffer)
+        buffer = _ARRIVAL.buffer
+        run = self.receive_into(buffer)
         if run is None:
             return None
         sender = endpoint_from(run.address)
         for start in range(run.segment_size, run.length, run.segment_size):
             end = min(start + run.segment_size, run.length)
-            self._split.append((bytes(self._buffer[start:end]), sender))
-        return bytes(self._buffer[: min(run.segment_size, run.length)]), sender
+            self._split.append((bytes(buffer[start:end]), sender))
+        return bytes(buffer[: min(run.segment_size, run.length)]), sender
 
     def receive_errors(self) -> list[QueuedError]:
         """Return what the network and this host reported about earlier packets, oldest first.
