@@ -45,6 +45,7 @@ _NUMBER = struct.Struct("!I")
 _NOMINATE = 0x01
 _DONE = 0x02
 _MARK = 0x04
+_ASTRAY = 0x08
 
 _END = 0x00
 _ECHO = 0x01
@@ -56,6 +57,7 @@ _RECEIVED = 0x0A
 _CLOSING = 0x0B
 _ROUND_TRIP = 0x0C
 _ROOM = 0x0D
+_AGREED = 0x0E
 
 _IPV4_FIELD = 6  # port and 4 bytes of address
 _IPV6_FIELD = 18  # port and 16 bytes of address
@@ -73,7 +75,17 @@ class Kind(Enum):
 class Mode(Enum):
     """What the sender wants to use the path for."""
 
-    PLAIN = 0
+    PLAIN = 0  # the plain tunnel
+    PORTS = 1  # another program is to use the agreed pair of ports
+
+
+class Agreed(Enum):
+    """How the agreed pair of ports is brought up over another path."""
+
+    OPEN = 1  # hello: open your gateway for it and say so
+    OPENED = 2  # ack: done
+    SILENT = 3  # hello: let the gateways forget it; ack: understood
+    HOPELESS = 4  # ack: my gateway changes ports, it can't work
 
 
 class Reason(Enum):
@@ -115,6 +127,8 @@ class Message:
     received    ack of finished, and closing: how much has arrived
     closing     hello: the tunnel is over for the sender
     mark        hello: to be answered when all that came before it was taken
+    astray      the receiver's address is not the one that the sender's user named
+    agreed      a step in bringing up the agreed pair of ports
     room        ack of a mark: bytes that the sender's receive buffer holds
     round_trip  nominating hello: what the sender measured on this path, in microseconds
     """
@@ -124,6 +138,7 @@ class Message:
     nominate: bool = False
     done: bool = False
     mark: bool = False
+    astray: bool = False
     serial: int | None = None
     echo: bytes | None = None
     observed: Endpoint | None = None
@@ -133,6 +148,7 @@ class Message:
     closing: Reason | None = None
     round_trip: int | None = None
     room: int | None = None
+    agreed: Agreed | None = None
 
 
 def encode(message: Message, *, size: int = 0) -> bytes:
@@ -142,7 +158,8 @@ def encode(message: Message, *, size: int = 0) -> bytes:
     """
     if len(message.nonce) != NONCE_SIZE:
         raise LocalProtocolError(f"a nonce has {NONCE_SIZE} bytes, not {len(message.nonce)}")
-    flags = _NOMINATE * message.nominate | _DONE * message.done | _MARK * message.mark
+    flags = _NOMINATE * message.nominate | _DONE * message.done
+    flags |= _MARK * message.mark | _ASTRAY * message.astray
     parts = [_HEAD.pack(message.kind.value, VERSION, flags, message.nonce)]
     for kind, value in _encode_fields(message):
         parts.append(_FIELD.pack(kind, len(value)) + value)
@@ -170,6 +187,7 @@ def decode(datagram: bytes) -> Message | Bare:
         nominate=bool(flags & _NOMINATE),
         done=bool(flags & _DONE),
         mark=bool(flags & _MARK),
+        astray=bool(flags & _ASTRAY),
         serial=_decode_number(fields.get(_SERIAL)),
         echo=_exactly(fields.get(_ECHO), NONCE_SIZE),
         observed=_decode_endpoint(fields.get(_OBSERVED)),
@@ -179,6 +197,7 @@ def decode(datagram: bytes) -> Message | Bare:
         closing=_decode_reason(fields.get(_CLOSING)),
         round_trip=_decode_number(fields.get(_ROUND_TRIP)),
         room=_decode_number(fields.get(_ROOM)),
+        agreed=_decode_agreed(fields.get(_AGREED)),
     )
 
 
@@ -194,6 +213,7 @@ def _encode_fields(message: Message) -> Iterator[tuple[int, bytes]]:
         (_CLOSING, message.closing, _encode_choice),
         (_ROUND_TRIP, message.round_trip, _encode_number),
         (_ROOM, message.room, _encode_number),
+        (_AGREED, message.agreed, _encode_choice),
     )
     for kind, value, encoder in encoders:
         if value is not None:
@@ -242,7 +262,7 @@ def _encode_echo(nonce: bytes) -> bytes:
     return nonce
 
 
-def _encode_choice(choice: Mode | Reason) -> bytes:
+def _encode_choice(choice: Mode | Reason | Agreed) -> bytes:
     return bytes([choice.value])
 
 
@@ -272,6 +292,12 @@ def _decode_mode(value: bytes | None) -> Mode | None:
     """Return the mode; one that this version does not know is like none, for the session to see."""
     exact = _exactly(value, 1)
     return Mode(exact[0]) if exact and exact[0] in {mode.value for mode in Mode} else None
+
+
+def _decode_agreed(value: bytes | None) -> Agreed | None:
+    """Return the step; one that this version does not know is like none, and gets no answer."""
+    exact = _exactly(value, 1)
+    return Agreed(exact[0]) if exact and exact[0] in {step.value for step in Agreed} else None
 
 
 def _decode_reason(value: bytes | None) -> Reason | None:

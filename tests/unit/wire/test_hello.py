@@ -14,6 +14,7 @@ from nat_traverse.wire.hello import (
     ACK_MAGIC,
     HELLO_MAGIC,
     HELLO_SIZE,
+    Agreed,
     Bare,
     Counts,
     Kind,
@@ -41,6 +42,16 @@ GOLDEN = {
     HEAD + b"\x0d\x00\x04\x00\x20\x00\x00" + END: Message(Kind.HELLO, NONCE, room=2 << 20),
     HEAD + b"\x0c\x00\x04\x00\x00\x4e\x20" + END: Message(Kind.HELLO, NONCE, round_trip=20_000),
     HEAD + b"\x03\x00\x01\x00" + END: Message(Kind.HELLO, NONCE, mode=Mode.PLAIN),
+    HEAD + b"\x03\x00\x01\x01" + END: Message(Kind.HELLO, NONCE, mode=Mode.PORTS),
+    HELLO_MAGIC + b"\x01\x08" + NONCE + END: Message(Kind.HELLO, NONCE, astray=True),
+    HEAD + b"\x0e\x00\x01\x01" + END: Message(Kind.HELLO, NONCE, agreed=Agreed.OPEN),
+    ACK_MAGIC + b"\x01\x00" + NONCE + b"\x0e\x00\x01\x02" + END: Message(
+        Kind.ACK, NONCE, agreed=Agreed.OPENED
+    ),
+    HEAD + b"\x0e\x00\x01\x03" + END: Message(Kind.HELLO, NONCE, agreed=Agreed.SILENT),
+    ACK_MAGIC + b"\x01\x00" + NONCE + b"\x0e\x00\x01\x04" + END: Message(
+        Kind.ACK, NONCE, agreed=Agreed.HOPELESS
+    ),
     HEAD + b"\x02\x00\x06\x9c\x40\xc6\x33\x64\x02" + END: Message(
         Kind.HELLO, NONCE, observed=Endpoint("198.51.100.2", 40000)
     ),
@@ -99,6 +110,8 @@ def test_the_magics_are_those_of_the_original() -> None:
         (HEAD + b"\x09\x00\x08" + bytes(8), "8 bytes where 16"),
         (HEAD + b"\x03\x00\x00", "0 bytes where 1"),
         (HEAD + b"\x0b\x00\x02\x00\x00", "2 bytes where 1"),
+        (HEAD + b"\x0e\x00\x00", "0 bytes where 1"),
+        (HEAD + b"\x0e\x00\x02\x01\x01", "2 bytes where 1"),
     ],
 )
 def test_malformed_datagrams_are_refused(data: bytes, why: str) -> None:
@@ -107,7 +120,7 @@ def test_malformed_datagrams_are_refused(data: bytes, why: str) -> None:
 
 
 def test_unknown_fields_flags_and_trailing_bytes_are_skipped() -> None:
-    data = HELLO_MAGIC + b"\x01\xf8" + NONCE + b"\x63\x00\x02ab" + b"\x03\x00\x01\x00" + END
+    data = HELLO_MAGIC + b"\x01\xf0" + NONCE + b"\x63\x00\x02ab" + b"\x03\x00\x01\x00" + END
     assert decode(data + b"\xff garbage") == Message(Kind.HELLO, NONCE, mode=Mode.PLAIN)
 
 
@@ -117,8 +130,8 @@ def test_a_tail_may_end_without_an_end() -> None:
 
 
 def test_unknown_values_have_a_meaning_of_their_own() -> None:
-    message = decode(HEAD + b"\x03\x00\x01\xfe" + b"\x0b\x00\x01\xfe")
-    assert message == Message(Kind.HELLO, NONCE, mode=None, closing=Reason.STOPPED)
+    message = decode(HEAD + b"\x03\x00\x01\xfe" + b"\x0b\x00\x01\xfe" + b"\x0e\x00\x01\xfe")
+    assert message == Message(Kind.HELLO, NONCE, mode=None, closing=Reason.STOPPED, agreed=None)
 
 
 def test_padding_reaches_the_size_and_changes_nothing() -> None:
@@ -141,6 +154,9 @@ def test_an_ack_with_every_field_is_smaller_than_a_hello() -> None:
         echo=OTHER,
         observed=Endpoint("2001:db8::7", 65535),
         received=Counts(2**64 - 1, 2**64 - 1),
+        mode=Mode.PORTS,
+        astray=True,
+        agreed=Agreed.OPENED,
     )
     assert len(encode(largest)) < HELLO_SIZE
 
@@ -184,6 +200,8 @@ messages = st.builds(
     round_trip=st.none() | st.integers(0, 2**32 - 1),
     mark=st.booleans(),
     room=st.none() | st.integers(0, 2**32 - 1),
+    astray=st.booleans(),
+    agreed=st.none() | st.sampled_from(Agreed),
 )
 
 
