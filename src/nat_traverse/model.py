@@ -85,3 +85,13 @@ class Generation(Enum):
 
     LEGACY = "0.7"  # bare 20-byte magics
     CURRENT = "current"  # magics with a tail
+
+
+class Rung(Enum):
+    """The strategies of the ladder. The values are what a user reads."""
+
+    DIRECT = "direct"
+    QUIET = "quiet"
+    HOP = "hop"
+    SPRAY = "spray"
+    PREDICT = "predict"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nat_traverse.errors import LocalNetworkError, NoPathError
 from nat_traverse.model import Endpoint, Path
@@ -14,9 +15,23 @@ from nat_traverse.net.driver import Driver
 from nat_traverse.net.resolve import resolve
 from nat_traverse.net.route import path_mtu, source_for
 from nat_traverse.net.udp import UdpSocket
-from nat_traverse.punch.handshake import DATAGRAM_SIZE, Handshake, HandshakeSettings
-from nat_traverse.punch.machine import Connected, DeadlinePassed, Event, Settled
-from nat_traverse.wire.hello import NONCE_SIZE
+from nat_traverse.punch.handshake import Handshake
+from nat_traverse.punch.machine import (
+    Connected,
+    DeadlinePassed,
+    Event,
+    PathValidated,
+    PeerHeard,
+    Settled,
+)
+from nat_traverse.punch.settings import (
+    DATAGRAM_SIZE,
+    DEFAULT_RATE,
+    HandshakeSettings,
+    Hard,
+    LadderSettings,
+)
+from nat_traverse.wire.hello import NONCE_SIZE, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +41,7 @@ if TYPE_CHECKING:
 # Addresses of one name that are tried side by side. Eight at ten hellos a second stay below the
 # 100 packets a second that home gateways take for harmless.
 MAX_PATHS = 8
+_CHANCE = 16  # bytes: 128 bits, so that nobody can tell which ports are tried next
 _ANY_PORT_TRIES = 16  # for a port that is free in both address families
 
 
@@ -34,7 +50,8 @@ class PunchSettings:
     """What to connect to.
 
     `peer` is a name or an address; `local_port` 0 means any free one. `timeout` is in seconds,
-    None: for ever. `window` is how many hellos a 0.7 peer gets before the ack.
+    None: for ever. `window` is how many hellos a 0.7 peer gets before the ack. `mode` is what the
+    path is for; the rest is how to find it, as in `LadderSettings`.
     """
 
     local_port: int
@@ -42,6 +59,11 @@ class PunchSettings:
     remote_port: int
     timeout: float | None = None
     window: int = 0
+    mode: Mode = Mode.PLAIN
+    hard: Hard = Hard.AUTO
+    rate: float = DEFAULT_RATE
+    ttl: int | None = None
+    hints: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +81,13 @@ class Opened:
     left_out: tuple[Endpoint, ...]
 
 
-SessionEvent = Opened | Event
+class PortChosen(NamedTuple):
+    """Event, before Connected: its path has a port of ours other than the one of `Opened`."""
+
+    local_port: int
+
+
+SessionEvent = Opened | PortChosen | Event
 
 
 class NotFoundError(NoPathError):
@@ -92,7 +120,7 @@ class Hole:
 
     @property
     def socket(self) -> UdpSocket:
-        """The socket of the agreed path."""
+        """The socket of the path, which need not be one of the agreed port."""
         return self._sockets[self.connected.path.socket]
 
     @property
@@ -146,20 +174,24 @@ async def _shake_hands(
     observe: Callable[[SessionEvent], None],
 ) -> Hole:
     loop = asyncio.get_running_loop()
-    handshake = Handshake(
-        HandshakeSettings(
-            nonce=secrets.token_bytes(NONCE_SIZE),
-            timeout=settings.timeout,
-            window=settings.window,
-            datagram_size=min(_largest_datagram(path.remote) for path in paths),
-        ),
-        paths,
-        loop.time(),
-    )
+    local_port = next(iter(sockets.values())).local.port
+    handshake = Handshake(_handshake_settings(settings, local_port, paths), paths, loop.time())
     outcome: asyncio.Future[Connected | DeadlinePassed] = loop.create_future()
     settled = asyncio.Event()
+    roomy = set(sockets)
 
     def on_event(event: Event) -> None:
+        if isinstance(event, PeerHeard | PathValidated | Connected):
+            number = event.path.socket
+            if number in sockets and number not in roomy:
+                # The peer may send data as soon as it has a way, and this is the first sign of one.
+                # Not earlier: there may be hundreds of such sockets.
+                sockets[number].enlarge_buffers()
+                roomy.add(number)
+        if isinstance(event, Connected):
+            chosen = sockets[event.path.socket].local.port
+            if chosen != local_port:
+                observe(PortChosen(chosen))
         observe(event)
         if isinstance(event, Connected | DeadlinePassed):
             driver.stop()
@@ -178,6 +210,28 @@ async def _shake_hands(
     if isinstance(result, DeadlinePassed):
         raise NotFoundError(result.evidence)
     return Hole(sockets, handshake, driver, result, settled)
+
+
+def _handshake_settings(
+    settings: PunchSettings, local_port: int, paths: Sequence[Path]
+) -> HandshakeSettings:
+    """Add to the user's settings what chance, the clocks and the kernel have to say."""
+    return HandshakeSettings(
+        nonce=secrets.token_bytes(NONCE_SIZE),
+        timeout=settings.timeout,
+        window=settings.window,
+        datagram_size=min(_largest_datagram(path.remote) for path in paths),
+        mode=settings.mode,
+        ladder=LadderSettings(
+            local_port=local_port,
+            wall=time.time(),
+            chance=secrets.token_bytes(_CHANCE),
+            hard=settings.hard,
+            rate=settings.rate,
+            ttl=settings.ttl,
+            hints=settings.hints,
+        ),
+    )
 
 
 class _Routes:

@@ -33,10 +33,10 @@ from nat_traverse.model import Endpoint, ErrorKind, NetworkError, Path
 from nat_traverse.net import errqueue, features
 from nat_traverse.net.resolve import parse_literal
 from nat_traverse.punch.handshake import DATAGRAM_SIZE, Handshake, HandshakeSettings
-from nat_traverse.punch.machine import Connected
+from nat_traverse.punch.machine import Connected, Send
 from nat_traverse.tunnel.plain import PlainTunnel
 from nat_traverse.wire import hello as wire
-from nat_traverse.wire.hello import Bare, Counts, Kind, Message, Mode, Reason
+from nat_traverse.wire.hello import Agreed, Bare, Counts, Kind, Message, Mode, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +46,8 @@ PEER = Endpoint("203.0.113.2", 40001)
 PATHS = (
     Path(0, PEER),
     Path(1, Endpoint("2001:db8::2", 40001)),
-    Path(0, PEER._replace(port=999)),  # the peer's host, not its port: must never be answered
+    Path(0, PEER._replace(port=999)),  # the peer's host, not its port: gets answers only
+    Path(0, Endpoint("192.0.2.66", 40001)),  # another host: must never be answered
 )
 
 # Starting points kept for each target. More would slow down the choice of the good ones.
@@ -74,7 +75,10 @@ def decode(data: bytes) -> Features:
 
 def handshake(data: bytes) -> Features:
     """Handshake: any sequence of inputs; only the peer is answered, and with no larger ack."""
-    machine = Handshake(HandshakeSettings(OURS, window=data[0] % 3 if data else 0), PATHS[:2], 0.0)
+    first = data[0] if data else 0
+    mode = Mode.PORTS if first & 0x40 else Mode.PLAIN
+    settings = HandshakeSettings(OURS, window=first % 3, mode=mode)
+    machine = Handshake(settings, PATHS[:2], 0.0)
     found: Features = set()
     now = 0.0
     for operation in unpack(data[1:]):
@@ -87,8 +91,12 @@ def handshake(data: bytes) -> Features:
             machine.receive_error(operation.error, operation.path, now)
         for send in machine.effects(now):
             assert operation.error is None, "a refusal is not answered"
-            assert send.path == operation.path, "an answer to somebody else"
-            assert send.path in PATHS[:2], "an answer to a stranger"
+            assert isinstance(send, Send), "a datagram opens no socket"
+            assert send.path in PATHS[:3], "an answer to a stranger"
+            if not names_us(operation.data):
+                assert send.path == operation.path, "an answer to somebody else"
+                agreed = send.path in PATHS[:2]
+                assert agreed or send.data.startswith(wire.ACK_MAGIC), "a hello to a stranger"
             check_answer(operation.data, send.data)
             found.add(f"send {send.data[:20].decode()} {len(send.data)}")
         while (event := machine.next_event()) is not None:
@@ -119,7 +127,10 @@ def tunnel(data: bytes) -> Features:
         if operation.finishes:
             machine.finish(now)
         for send in machine.effects(now):
-            assert send.path in PATHS[:2], "a message to a stranger"
+            assert isinstance(send, Send), "a tunnel opens no socket"
+            agreed = send.path in PATHS[:2]
+            assert agreed or send.path == operation.path == PATHS[2], "a message to a stranger"
+            assert agreed or send.data.startswith(wire.ACK_MAGIC), "a hello to a stranger"
             assert len(send.data) <= DATAGRAM_SIZE
             check_answer(operation.data, send.data)
             found.add(f"send {send.data[:20].decode()} {len(send.data)}")
@@ -132,6 +143,14 @@ def tunnel(data: bytes) -> Features:
 def beginning(text: str) -> str:
     """Return a complaint as far as it does not quote its occasion."""
     return re.split(r"[\d'\":]", text, maxsplit=1)[0]
+
+
+def names_us(data: bytes) -> bool:
+    """Tell whether a message is from somebody who reads our packets: from the peer, that is."""
+    with suppress(RemoteProtocolError):
+        message = wire.decode(data)
+        return isinstance(message, Message) and message.echo == OURS
+    return False
 
 
 def check_answer(asked: bytes, answer: bytes) -> None:
@@ -246,6 +265,11 @@ def messages() -> list[bytes]:
         {"done": True},
         {"mark": True, "serial": 2, "room": 65_536},
         {"mode": Mode.PLAIN, "observed": Endpoint("2001:db8::7", 1)},
+        {"mode": Mode.PORTS, "astray": True, "observed": PEER},
+        {"agreed": Agreed.OPEN},
+        {"agreed": Agreed.OPENED},
+        {"agreed": Agreed.SILENT},
+        {"agreed": Agreed.HOPELESS},
         {"finished": Counts(1, 1000), "serial": 3},
         {"received": Counts(0, 0)},
         *({"closing": reason, "received": Counts(1, 5)} for reason in Reason),
@@ -266,9 +290,9 @@ def sequences(chance: random.Random) -> list[bytes]:
     """Return some plausible courses of events."""
     single = messages()
     return [
-        bytes(1)
+        bytes([chance.choice((0, 0x40))])
         + b"".join(
-            pack(chance.choice((0, 0, 0, 1, 2)), chance.randrange(6), chance.choice(single))
+            pack(chance.choice((0, 0, 0, 1, 2, 3)), chance.randrange(6), chance.choice(single))
             for _ in range(chance.randint(1, 8))
         )
         for _ in range(300)
@@ -307,7 +331,7 @@ TARGETS = (
 
 # -- mutation -------------------------------------------------------------------------------------
 
-_INTERESTING = (0, 1, 2, 0x7F, 0x80, 0xFF, *range(1, 14))  # the last are types of fields
+_INTERESTING = (0, 1, 2, 0x7F, 0x80, 0xFF, *range(1, 15))  # the last are types of fields
 _HEAD = 38  # bytes of a message before its first field
 _FIELD = struct.Struct("!BH")
 

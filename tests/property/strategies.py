@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import strategies as st
 
 from nat_traverse.model import Endpoint, ErrorKind, NetworkError, Path
+from nat_traverse.punch.machine import Effect, Send
 from nat_traverse.wire.hello import (
     ACK_MAGIC,
     HELLO_MAGIC,
     HELLO_SIZE,
     MAGIC_PREFIX,
+    Agreed,
     Counts,
     Kind,
     Message,
@@ -21,7 +23,7 @@ from nat_traverse.wire.hello import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 PEER = Endpoint("203.0.113.2", 40001)
 PEER_IPV6 = Endpoint("2001:db8::2", 40001)
@@ -56,6 +58,8 @@ _FIELDS: dict[str, st.SearchStrategy[object]] = {
     "closing": st.sampled_from(Reason),
     "round_trip": st.integers(0, 2**32 - 1),
     "room": st.sampled_from([0, 1, 65_536, 2**32 - 1]),
+    "astray": st.just(True),
+    "agreed": st.sampled_from(Agreed),
 }
 
 
@@ -133,3 +137,11 @@ pauses = st.one_of(
     st.sampled_from([30.0, 45.0, 3600.0, 1e6]),
 )
 starts = st.sampled_from([0.0, 0.1, 12345.678, 1e6 / 3, 1e9 + 0.1])
+
+
+def only_sends(effects: Iterable[Effect]) -> list[Send]:
+    """Return what is to be sent; without a ladder, nothing is opened or closed."""
+    found = list(effects)
+    sends = [effect for effect in found if isinstance(effect, Send)]
+    assert sends == found
+    return sends

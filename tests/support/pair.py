@@ -9,11 +9,12 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from nat_traverse.model import Endpoint, Path
+from nat_traverse.punch.machine import Send
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nat_traverse.punch.machine import Event, Machine, Send
+    from nat_traverse.punch.machine import Event, Machine
 
 LEFT = Endpoint("198.51.100.2", 40000)
 RIGHT = Endpoint("203.0.113.2", 40001)
@@ -122,6 +123,7 @@ class Pair:
     def _settle(self, name: str) -> None:
         end = self.ends[name]
         for effect in end.machine.effects(self.now):
+            assert isinstance(effect, Send), "without a ladder no socket is opened or closed"
             end.sent.append((self.now, effect))
             self._transmit("right" if name == "left" else "left", effect)
         while (event := end.machine.next_event()) is not None:

@@ -4,21 +4,37 @@ import asyncio
 import errno
 import pathlib
 import socket
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from nat_traverse import session
 from nat_traverse.errors import EXIT_NO_PATH, LocalNetworkError
-from nat_traverse.model import Endpoint, Generation, Path
+from nat_traverse.model import Endpoint, Generation, Path, Rung
 from nat_traverse.net.udp import UdpSocket
-from nat_traverse.punch.handshake import DATAGRAM_SIZE
-from nat_traverse.punch.machine import Connected, DeadlinePassed, PathValidated, PeerHeard, Settled
+from nat_traverse.punch.machine import (
+    Connected,
+    DeadlinePassed,
+    OpenSocket,
+    PathValidated,
+    PeerHeard,
+    Settled,
+)
+from nat_traverse.punch.settings import (
+    DATAGRAM_SIZE,
+    DEFAULT_RATE,
+    HandshakeSettings,
+    Hard,
+    LadderSettings,
+)
 from nat_traverse.session import (
     MAX_PATHS,
     Hole,
     NotFoundError,
     Opened,
+    PortChosen,
     PunchSettings,
     SessionEvent,
     _largest_datagram,
@@ -26,10 +42,13 @@ from nat_traverse.session import (
     _Routes,
     punch,
 )
+from nat_traverse.wire.hello import Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterator
     from typing import Any
+
+    from nat_traverse.punch.machine import Effect, Event
 
 IPV4, IPV6 = Endpoint("127.0.0.1", 40001), Endpoint("::1", 40001)
 
@@ -289,11 +308,12 @@ def test_a_name_with_addresses_of_both_families(monkeypatch: pytest.MonkeyPatch)
 
 def test_no_peer() -> None:
     async def main() -> None:
-        left, right = free_ports()
         events: list[SessionEvent] = []
-        settings = PunchSettings(left, "127.0.0.1", right, timeout=0.3)
-        with pytest.raises(NotFoundError) as caught:
-            await punch(settings, events.append)
+        # A peer that says nothing, and does not refuse either: else there is little to send.
+        with UdpSocket(socket.AF_INET, 0) as silent:
+            settings = PunchSettings(0, "127.0.0.1", silent.local.port, timeout=0.3)
+            with pytest.raises(NotFoundError) as caught:
+                await punch(settings, events.append)
         assert caught.value.exit_code == EXIT_NO_PATH
         (seen,) = caught.value.evidence.paths.values()
         assert seen.hellos_sent >= 2
@@ -345,3 +365,133 @@ def test_closing_twice_does_nothing() -> None:
             hole.close()
 
     run(main())
+
+
+# -- what the machine is told, and the sockets that it asks for -----------------------------------
+
+
+class SprayedMachine:
+    """Stands for a handshake that opens sockets of its own and finds its path over one of them."""
+
+    made: SprayedMachine
+
+    def __init__(self, settings: HandshakeSettings, paths: list[Path], now: float) -> None:
+        self.settings, self.paths = settings, paths
+        self.ports: dict[int, int] = {}
+        self._effects: list[Effect] = [OpenSocket(number) for number in range(10, 20)]
+        self._events: list[Event] = []
+        self._connects_at = now
+        SprayedMachine.made = self
+
+    def socket_opened(self, number: int, port: int, now: float) -> None:
+        del now
+        self.ports[number] = port
+        if len(self.ports) == 10:
+            path = Path(13, self.paths[0].remote)
+            self._events = [
+                PathValidated(path, 0.01),
+                Connected(path, Generation.CURRENT, 0.01, None, 1400, (), Rung.SPRAY, agreed=False),
+            ]
+
+    def effects(self, now: float) -> Iterator[Effect]:
+        del now
+        effects, self._effects = self._effects, []
+        yield from effects
+
+    def next_event(self) -> Event | None:
+        return self._events.pop(0) if self._events else None
+
+    def handle_timer(self, now: float) -> None:
+        pass
+
+    def get_timer(self) -> float | None:
+        return None
+
+
+@pytest.fixture
+def sprayed(monkeypatch: pytest.MonkeyPatch) -> type[SprayedMachine]:
+    monkeypatch.setattr(session, "Handshake", SprayedMachine)
+    return SprayedMachine
+
+
+def test_a_path_over_a_socket_of_the_search(
+    sprayed: type[SprayedMachine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roomy: list[UdpSocket] = []
+
+    def enlarge_buffers(self: UdpSocket) -> None:
+        roomy.append(self)
+
+    monkeypatch.setattr(UdpSocket, "enlarge_buffers", enlarge_buffers)
+
+    async def main() -> None:
+        side, _ = both()
+        hole = await side.punch()
+        port = sprayed.made.ports[13]
+        assert hole.socket.local.port == port != side.settings.local_port
+        assert sorted(hole.others) == [0, 10, 11, 12, *range(14, 20)]
+        assert side.kinds() == [Opened, PathValidated, PortChosen, Connected]
+        assert side.events[2] == PortChosen(port)
+        # Data comes over the socket of the path; the other ones of the search never need room.
+        assert roomy == [hole.others[0], hole.socket]
+        hole.close()
+
+    run(main())  # and all of the sockets are closed
+
+
+def test_sockets_of_the_search_are_closed_when_it_is_cancelled(
+    sprayed: type[SprayedMachine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(self: SprayedMachine, number: int, port: int, now: float) -> None:
+        del now
+        self.ports[number] = port
+
+    monkeypatch.setattr(SprayedMachine, "socket_opened", opened)
+
+    async def main() -> None:
+        side, _ = both()
+        task = asyncio.ensure_future(side.punch())
+        await side.opened
+        await asyncio.sleep(0)
+        assert len(sprayed.made.ports) == 10
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(main())
+
+
+def test_what_the_machine_is_told(
+    sprayed: type[SprayedMachine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.5)
+
+    async def main() -> list[HandshakeSettings]:
+        told = []
+        (port, _) = free_ports()
+        usual = PunchSettings(0, "127.0.0.1", port, timeout=9.0, window=3)
+        special = replace(usual, mode=Mode.PORTS, hard=Hard.NEVER, rate=7.0, ttl=0, hints=(9, 8))
+        for settings in (special, usual):
+            hole = await punch(settings, lambda _: None)
+            hole.close()
+            told.append(sprayed.made.settings)
+        return told
+
+    first, second = asyncio.run(main())
+    assert (first.timeout, first.window, first.mode) == (9.0, 3, Mode.PORTS)
+    assert second.mode is Mode.PLAIN
+    for settings, hard, rate, ttl, hints in (
+        (first, Hard.NEVER, 7.0, 0, (9, 8)),
+        (second, Hard.AUTO, DEFAULT_RATE, None, ()),
+    ):
+        ladder = settings.ladder
+        assert ladder is not None
+        assert ladder.local_port > 0  # the one that "any free one" turned out to be
+        assert len(ladder.chance) == 16
+        assert ladder == LadderSettings(
+            ladder.local_port, 1_700_000_000.5, ladder.chance, hard, rate, ttl, hints
+        )
+    assert first.ladder is not None
+    assert second.ladder is not None
+    assert first.ladder.chance != second.ladder.chance
+    assert first.nonce != second.nonce

@@ -14,6 +14,7 @@ from nat_traverse.carry.receiver import RUNS, OutputOverflowed, Receiver
 from nat_traverse.carry.sender import Sender
 from nat_traverse.errors import DataLostError, OutputError, PeerGoneError
 from nat_traverse.model import Path
+from nat_traverse.punch.machine import CloseSocket, OpenSocket, Send
 from nat_traverse.tunnel.plain import (
     DeliveryKnown,
     Ended,
@@ -203,11 +204,14 @@ class Relay:
                 self._tunnel.take_message(data, Path(number, remote), self._loop.time())
 
     def _close_others(self) -> None:
-        others, self._others = self._others, {}
-        for sock in others.values():
-            if sock.fileno() >= 0:
-                self._loop.remove_reader(sock.fileno())
-                sock.close()
+        for number in list(self._others):
+            self._close_other(number)
+
+    def _close_other(self, number: int) -> None:
+        sock = self._others.pop(number, None)
+        if sock is not None and sock.fileno() >= 0:
+            self._loop.remove_reader(sock.fileno())
+            sock.close()
 
     def _end_input(self) -> None:
         """Say that no more will come: the source has ended, and all of it is sent."""
@@ -223,15 +227,25 @@ class Relay:
         """Send what the tunnel wants sent, and act on what it reports."""
         now = self._loop.time()
         for effect in self._tunnel.effects(now):
-            sock = self._sending_socket(effect.path)
-            error = None if sock is None else sock.send(effect.data, effect.path.remote, effect.ttl)
-            if error is not None and effect.path == self._tunnel.path:
-                self._tunnel.receive_error(error, now)
+            match effect:
+                case Send(data, path, ttl):
+                    self._send(data, path, ttl)
+                case CloseSocket(number):
+                    self._close_other(number)
+                case OpenSocket(number):
+                    # Whatever it is for, the path is found.
+                    self._hole.handshake.socket_failed(number, now)
         while (event := self._tunnel.next_event()) is not None:
             self._observe(event)
             self._handle(event)
         self._sender.go_on()
         self._schedule()
+
+    def _send(self, data: bytes, path: Path, ttl: int | None) -> None:
+        sock = self._sending_socket(path)
+        error = None if sock is None else sock.send(data, path.remote, ttl)
+        if error is not None and path == self._tunnel.path:
+            self._tunnel.receive_error(error, self._loop.time())
 
     def _schedule(self) -> None:
         """See that the tunnel's timer is called in time; once too early does no harm.

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
+from nat_traverse.errors import LocalNetworkError
 from nat_traverse.model import Path
+from nat_traverse.net.udp import UdpSocket
+from nat_traverse.punch.machine import CloseSocket, OpenSocket, Send
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, MutableMapping
 
-    from nat_traverse.net.udp import UdpSocket
-    from nat_traverse.punch.machine import Event, Machine
+    from nat_traverse.punch.machine import Effect, Event, Machine
 
 # Datagrams taken from one socket before the others and the timers get their turn. A flood must
 # not starve them; 64 datagrams are well below a millisecond of work.
@@ -21,6 +24,9 @@ _BATCH = 64
 class Driver:
     """Feeds `machine` from `sockets` and carries out its effects, until stopped.
 
+    The machine may ask for more sockets and have them closed: `sockets` is changed accordingly, and
+    whatever is in it is the owner's to close.
+
     `on_event` is called for each event, in order; it may call `stop`, after which nothing more is
     read: what is still in the sockets is left for whoever comes next.
     """
@@ -28,7 +34,7 @@ class Driver:
     def __init__(
         self,
         machine: Machine,
-        sockets: Mapping[int, UdpSocket],
+        sockets: MutableMapping[int, UdpSocket],
         loop: asyncio.AbstractEventLoop,
         on_event: Callable[[Event], None],
     ) -> None:
@@ -42,8 +48,8 @@ class Driver:
     def start(self) -> None:
         """Start reading, sending and waiting."""
         self._running = True
-        for number, socket in self._sockets.items():
-            self._loop.add_reader(socket.fileno(), self._read, number)
+        for number in self._sockets:
+            self._listen(number)
         self._advance(self._loop.time())
 
     def stop(self) -> None:
@@ -51,24 +57,31 @@ class Driver:
         if not self._running:
             return
         self._running = False
-        for socket in self._sockets.values():
-            self._loop.remove_reader(socket.fileno())
+        for sock in self._sockets.values():
+            self._loop.remove_reader(sock.fileno())
         self._cancel_timer()
+
+    def _listen(self, number: int) -> None:
+        self._loop.add_reader(self._sockets[number].fileno(), self._read, number)
 
     def _read(self, number: int) -> None:
         """Take what has arrived on one socket: refusals first, for they are older."""
-        socket = self._sockets[number]
-        for remote, error, _ in socket.receive_errors():
+        sock = self._sockets[number]
+        for remote, error, _ in sock.receive_errors():
             self._machine.receive_error(error, Path(number, remote), self._loop.time())
         self._settle()
         for _ in range(_BATCH):
-            arrived = socket.receive() if self._running else None
+            arrived = sock.receive() if self._is_read(number, sock) else None
             if arrived is None:
                 break
             data, remote = arrived
             self._machine.receive_datagram(data, Path(number, remote), self._loop.time())
             self._settle()
         self._schedule()
+
+    def _is_read(self, number: int, sock: UdpSocket) -> bool:
+        """Tell whether `sock` is still to be read: what it brought may have had it closed."""
+        return self._running and self._sockets.get(number) is sock
 
     def _advance(self, now: float) -> None:
         if not self._running:
@@ -80,14 +93,45 @@ class Driver:
     def _settle(self) -> None:
         """Carry out effects and report events until there are none."""
         now = self._loop.time()
-        for effect in self._machine.effects(now):
-            error = self._sockets[effect.path.socket].send(
-                effect.data, effect.path.remote, effect.ttl
-            )
-            if error is not None:
-                self._machine.receive_error(error, effect.path, now)
+        # What the machine learns while one effect is carried out may lead to more of them.
+        while effects := list(self._machine.effects(now)):
+            for effect in effects:
+                self._carry_out(effect, now)
         while (event := self._machine.next_event()) is not None:
             self._on_event(event)
+
+    def _carry_out(self, effect: Effect, now: float) -> None:
+        match effect:
+            case Send(data, path, ttl):
+                sock = self._sockets.get(path.socket)
+                # A socket that could not be opened, or is closed by now, has nothing to send.
+                error = None if sock is None else sock.send(data, path.remote, ttl)
+                if error is not None:
+                    self._machine.receive_error(error, path, now)
+            case OpenSocket():
+                self._open(effect, now)
+            case CloseSocket(number):
+                self._close(number)
+
+    def _open(self, wanted: OpenSocket, now: float) -> None:
+        family = socket.AF_INET6 if wanted.ipv6 else socket.AF_INET
+        try:
+            sock = UdpSocket(family, wanted.port)
+        except LocalNetworkError:
+            self._machine.socket_failed(wanted.number, now)
+            return
+        self._close(wanted.number)  # or the socket that had this number would be nobody's
+        self._sockets[wanted.number] = sock
+        if self._running:
+            self._listen(wanted.number)
+        self._machine.socket_opened(wanted.number, sock.local.port, now)
+
+    def _close(self, number: int) -> None:
+        sock = self._sockets.pop(number, None)
+        if sock is None:
+            return
+        self._loop.remove_reader(sock.fileno())
+        sock.close()
 
     def _schedule(self) -> None:
         """See that the machine's timer is called in time; once too early does no harm.

@@ -11,32 +11,29 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# Crosses one home gateway and dies at the first router behind it. Dolphin and LiteNetLib use 2.
-OPENING_TTL = 2
-
 _OPENINGS = (0.0, 0.05)  # s; two, for one may be lost
 # (from, until, interval) in seconds since the start. The first is three times the distance of the
 # openings: the mapping exists by then. A round trip is rarely above 0.1 s, and patience is human.
 _PACES = ((0.15, 2.0, 0.1), (2.0, 10.0, 0.25), (10.0, float("inf"), 1.0))
 
 
-class Probe(NamedTuple):
-    """A hello to be sent `at` seconds after the start; `ttl` None means the system's default."""
+class Step(NamedTuple):
+    """A hello to be sent at the time `at`; an opening must not reach the peer's gateway."""
 
     at: float
-    ttl: int | None
+    opening: bool
 
 
-def next_probe(elapsed: float) -> Probe:
+def next_step(elapsed: float) -> Step:
     """Return the first hello due later than `elapsed` seconds after the start (-1: the first)."""
     for at in _OPENINGS:
         if at > elapsed:
-            return Probe(at, OPENING_TTL)
+            return Step(at, opening=True)
     begin, until, interval = next(pace for pace in _PACES if elapsed < pace[1])
     if elapsed < begin:
-        return Probe(begin, None)
+        return Step(begin, opening=False)
     at = begin + (int((elapsed - begin) / interval) + 1) * interval
     # Floating point may take the step just made for one that is an ulp short of it.
     if at - elapsed < interval * 1e-6:
         at += interval
-    return Probe(min(at, until), None)
+    return Step(min(at, until), opening=False)

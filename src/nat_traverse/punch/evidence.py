@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nat_traverse.model import ErrorKind, Generation, Path
+    from nat_traverse.model import ErrorKind, Generation, Path, Rung
 
 # How many different ports, reporters or kinds are remembered a path. More would say no more to a
 # reader, and a stranger must not be able to make the list grow.
@@ -52,3 +52,15 @@ class Evidence:
     not_ours: int = 0  # from the peer's address, and no message at all
     reflected: int = 0  # our own, come back
     stale: int = 0  # answers to an earlier run
+    refused_probes: int = 0  # by ICMP, on other ports than the agreed ones
+    ports_tried: int = 0  # of the peer's, besides the agreed ones
+    openings_sent: int = 0  # from other ports of ours, which die behind our own gateway
+    rungs: list[Rung] = field(default_factory=list)  # that have begun, besides direct
+    # Where messages came from that named our nonce, but not from the peer's address: the peer has
+    # another address than its user said, or several.
+    elsewhere: list[str] = field(default_factory=list)
+
+    def note_elsewhere(self, host: str) -> None:
+        """Remember an address that somebody who has seen our packets writes from."""
+        if host not in self.elsewhere and len(self.elsewhere) < _MEMORY:
+            self.elsewhere.append(host)

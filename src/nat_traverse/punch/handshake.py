@@ -2,38 +2,44 @@
 
 Theory of operation. Both sides run the same machine.
 
-1. On every path, hellos go out when the direct rung says so. Each hello that arrives is answered
-   by an ack which repeats the hello's nonce and serial, and says where the hello came from.
+1. The ladder says when a hello goes out on which path, and how far (`ladder`). Each hello that
+   arrives from the peer's host is answered by an ack which repeats the hello's nonce and serial,
+   and says where the hello came from. Little is remembered of it: anybody can forge one.
 2. An ack (or a hello) that names our nonce proves that the path is open both ways: it is
    *validated*. Nobody who can't read our packets can forge that. Whoever named our nonce first is
-   the peer; from then on our messages name its nonce.
+   the peer; from then on our messages name its nonce, and the ladder pauses.
 3. The side with the larger nonce is *controlling* (the role of RFC 8445, section 6.1.1, decided
-   without a tie). It nominates the first validated path: a hello with a flag, repeated until an
-   ack with the same flag confirms it. The controlled side is connected when the nomination
-   arrives, the controlling side when the confirmation does.
+   without a tie). It nominates a validated path: a hello with a flag, repeated until an ack with
+   the same flag confirms it. The controlled side is connected when the first nomination arrives,
+   the controlling side when a confirmation does: both use the path that the controlled side took.
 4. The controlling side says `done`. Until it hears that, the controlled side answers repeated
    nominations: its confirmation may have been lost.
 
-A nomination is padded to the size that data datagrams are going to have, and so is its
-confirmation: the exchange proves on the way that such datagrams cross the path (the idea of
-RFC 8899). When large ones stay unanswered, smaller ones follow.
+The parts that need no messages to be understood have modules of their own: what is known of each
+path (`route`), where the peer is knocked at (`insistence`), which path is nominated, and how large
+(`nomination`). What goes out is put together by `writer`.
+
+Where one side needs the agreed pair of ports and another path was found first, the controlling side
+does not nominate that one yet: it brings up the agreed pair over it (`bringup`).
 
 A peer of generation 0.7 sends bare magics. It takes one ack, prints anything that comes later, and
-sends one ack itself: `punch/legacy.py`.
+sends one ack itself: `legacy`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nat_traverse.errors import RemoteProtocolError
-from nat_traverse.model import Endpoint, ErrorKind, Generation, NetworkError, Path
-from nat_traverse.punch.direct import next_probe
-from nat_traverse.punch.evidence import Evidence, PathEvidence
+from nat_traverse.model import ErrorKind, Generation, NetworkError, Path, Rung
+from nat_traverse.punch.bringup import SILENCE, BringUp
+from nat_traverse.punch.evidence import Evidence
+from nat_traverse.punch.insistence import Insistence
+from nat_traverse.punch.ladder import Knock, Ladder
 from nat_traverse.punch.legacy import LegacyPeer
 from nat_traverse.punch.machine import (
+    AgreedPairAwaited,
     Connected,
     DeadlinePassed,
     Effect,
@@ -45,25 +51,21 @@ from nat_traverse.punch.machine import (
     Send,
     Settled,
 )
+from nat_traverse.punch.nomination import Nominations
+from nat_traverse.punch.route import MOST as MOST_ROUTES
+from nat_traverse.punch.route import Route, Routes
+from nat_traverse.punch.settings import DATAGRAM_SIZE, HandshakeSettings
+from nat_traverse.punch.writer import Writer, in_seconds
 from nat_traverse.wire import hello as wire
-from nat_traverse.wire.hello import Bare, Kind, Message, Mode
+from nat_traverse.wire.hello import Agreed, Bare, Kind, Message, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# Data datagrams: 1,400 bytes leave room on a 1,500-byte path for IPv6 and one layer of tunnelling.
-DATAGRAM_SIZE = 1400
-# What every IPv6 path carries (1,280, RFC 8200 section 5), less the IPv6 and UDP headers.
-_IPV6_MINIMUM = 1232
+__all__ = ["DATAGRAM_SIZE", "LINGER", "LINGER_LIMIT", "Handshake", "HandshakeSettings"]
+
 # What every IPv4 host accepts (576, RFC 791), less the IPv4 and UDP headers.
 _IPV4_MINIMUM = 548
-# (number of nominations, size): several of each, since one may be lost for any other reason.
-_NOMINATION_SIZES = ((4, DATAGRAM_SIZE), (4, _IPV6_MINIMUM))
-
-# Nominations are repeated this often (s): the pace of the hellos before them.
-_NOMINATE_EVERY = 0.1
-_NOMINATE_SLOWLY = 1.0  # s, after two seconds without a confirmation, as the hellos do
-_NOMINATE_HURRY = 20  # that many at the quick pace
 
 # How long (s) after the last nomination the controlled side waits for `done` before it may close
 # its socket. Twenty repetitions fit in; at 30 % loss each way one chance in a million is left.
@@ -71,71 +73,41 @@ LINGER = 2.0
 # And how long (s) at most, should the peer ask on: then nothing of ours reaches it any more.
 LINGER_LIMIT = 10.0
 
-# `done` is said this often: it is not answered, so nobody would notice that it was lost, and the
-# peer would wait for nothing.
-_DONE_COPIES = 2
-
-_MICROSECONDS = 1_000_000  # in a second
-_LONGEST_ROUND_TRIP = 2**32 - 1  # microseconds, what the field can say: over an hour
-
 # Datagrams of user data that are kept until the path is agreed on: a little more than a peer of
 # today sends before it waits for an answer.
 _EARLY_DATAGRAMS = 64
 
-_REMEMBERED = 64  # hellos whose time is kept: a round trip of 6 s at the quick pace
+# s without a proof of life from the peer after which the ladder goes on: a validated path that is
+# not agreed on by then has died.
+_PAUSE = 5.0
+# The same while the agreed pair is brought up: five reminders may be lost.
+_LONG_PAUSE = 12.0
 
-
-@dataclass(frozen=True, slots=True)
-class HandshakeSettings:
-    """What the owner decides.
-
-    nonce          16 random bytes, fresh for each run
-    timeout        seconds until the attempt is given up; None: never
-    window         how many hellos a 0.7 peer gets before the ack; 0: none
-    datagram_size  the largest datagram in bytes that the user's data should travel in
-    """
-
-    nonce: bytes
-    timeout: float | None = None
-    window: int = 0
-    datagram_size: int = DATAGRAM_SIZE
-
-
-@dataclass(slots=True)
-class _Route:
-    """What is known of one path."""
-
-    path: Path
-    evidence: PathEvidence
-    probe_at: float  # when the next hello is due, in seconds since the start
-    probe_ttl: int | None
-    size_limit: int
-    triggered: bool = False
-    legacy: LegacyPeer | None = None
-    observed: Endpoint | None = None
-    sent: dict[int, tuple[float, int]] = field(default_factory=dict)  # serial: (time, size)
+# Paths that get hellos because the peer was heard on them, at the same time; what more are heard of
+# are not needed.
+_INSIST_PATHS = 8
 
 
 class Handshake:
-    """One traversal over a set of paths; a `Machine`."""
+    """One traversal over a set of agreed paths; a `Machine`."""
 
     def __init__(self, settings: HandshakeSettings, paths: Sequence[Path], now: float) -> None:
         self._settings = settings
-        self._start = now
-        first = next_probe(-1.0)
-        self._routes = {
-            path: _Route(path, PathEvidence(), first.at, first.ttl, settings.datagram_size)
-            for path in paths
-        }
-        self.evidence = Evidence({path: route.evidence for path, route in self._routes.items()})
+        self._routes = Routes(paths, settings.datagram_size)
+        self.evidence = Evidence({route.path: route.evidence for route in self._routes})
+        self._writer = Writer(settings.nonce, settings.mode, self._routes.is_agreed)
+        self._ladder = Ladder(settings.ladder, paths, now)
         self._effects: deque[Effect] = deque()
         self._events: deque[Event] = deque()
-        self._serial = 0
-        self._peer_nonce: bytes | None = None
-        self._nominated: _Route | None = None
-        self._nominations = 0
+        self._peer_mode = Mode.PLAIN
+        self._nominations = Nominations()
+        self._insistence = Insistence()
+        self._bring_up: BringUp | None = None
+        self._helper: Route | None = None
+        self._told: set[Path] = set()  # validated, and the owner knows
+        self._awaited: float | None = None  # which silence (s) the user was told of, if at all
         self._connected: Connected | None = None
-        # All timers but the routes' own: name, time.
+        # All timers but the ladder's own: name, time.
         self._timers: dict[str, float] = {}
         if settings.timeout is not None:
             self._timers["deadline"] = now + settings.timeout
@@ -154,12 +126,12 @@ class Handshake:
     @property
     def peer_nonce(self) -> bytes | None:
         """The peer's nonce, once an answer proved it; None for a 0.7 peer."""
-        return self._peer_nonce
+        return self._writer.peer
 
     @property
     def controlling(self) -> bool:
         """True if this side nominates."""
-        return self._peer_nonce is not None and self.nonce > self._peer_nonce
+        return self.peer_nonce is not None and self.nonce > self.peer_nonce
 
     # -- Machine ------------------------------------------------------------------------------
 
@@ -167,216 +139,354 @@ class Handshake:
         """Take a datagram from anybody."""
         if self._over:
             return
-        route = self._routes.get(path)
         try:
             message = wire.decode(data)
         except RemoteProtocolError:
-            self._receive_other(data, route)
+            self._receive_other(data, path)
             return
-        if route is None:
-            self._receive_astray(message, path)
+        if path.remote.host not in self._routes.hosts:
+            self._receive_stranger(message, path)
         elif isinstance(message, Bare):
-            self._receive_bare(message, route, now)
+            self._receive_bare(message, path, now)
         elif message.nonce == self.nonce:
             self.evidence.reflected += 1
         elif message.kind is Kind.HELLO:
-            self._receive_hello(message, len(data), route, now)
+            self._receive_hello(message, len(data), path, now)
         else:
-            self._receive_ack(message, route, now)
+            self._receive_ack(message, path, now)
 
     def receive_error(self, error: NetworkError, path: Path, now: float) -> None:
-        """Take a refusal: it is noted, and tells sizes; it never ends the attempt."""
+        """Take a refusal: it is noted, and teaches the ladder; it never ends the attempt."""
+        if self._over:
+            return
+        self._ladder.refused(error, path, now)
         route = self._routes.get(path)
-        if self._over or route is None:
+        if route is None:
+            self.evidence.refused_probes += error.kind is ErrorKind.PORT_UNREACHABLE
             return
         if error.kind is ErrorKind.TOO_BIG and error.mtu:
             self._learn_mtu(route, error.mtu, now)
         if route.evidence.note_error(error.kind, error.reporter):
             self._events.append(PeerRefused(path, error))
 
+    def socket_opened(self, number: int, port: int, now: float) -> None:
+        """Learn that a socket is open, and use it."""
+        self._effects.extend(self._ladder.socket_opened(number, port, now))
+        if not self._over and self._connected is None:
+            self._climb(now)
+
+    def socket_failed(self, number: int, now: float) -> None:
+        """Learn that a socket could not be opened: the ladder does without."""
+        self._ladder.socket_failed(number, now)
+
     def handle_timer(self, now: float) -> None:
         """Send what is due and end what has run out."""
         if self._over:
             return
         for name in [name for name, at in self._timers.items() if at <= now]:
-            del self._timers[name]
-            if name == "nominate" and self._nominated is not None:
-                self._nominate(self._nominated, now)
-            elif name == "linger":
-                self._settle()
-            else:
-                self._give_up()
-                return
-        for route in self._routes.values():
-            if self._wants_probes(route) and self._start + route.probe_at <= now:
-                self._probe(route, now)
+            # An earlier one of the same moment may have stopped this one.
+            if self._timers.pop(name, None) is not None:
+                self._handle(name, now)
+        if self._connected is None and not self._over:
+            self._serve_all_legacy(now)
+            self._climb(now)
 
     def get_timer(self) -> float | None:
         """Return the earliest time at which something is due."""
         if self._over:
             return None
         times = list(self._timers.values())
-        times += [
-            self._start + route.probe_at
-            for route in self._routes.values()
-            if self._wants_probes(route)
-        ]
+        if self._connected is None:
+            times += [
+                route.legacy.probe_at
+                for route in self._routes
+                if route.legacy is not None and not route.legacy.ack_sent
+            ]
+            climbs = self._ladder.next_time()
+            if climbs is not None:
+                times.append(climbs)
         return min(times, default=None)
 
     def effects(self, now: float) -> Iterator[Effect]:  # noqa: ARG002 (the interface's argument)
-        """Yield the datagrams to be sent."""
+        """Yield what is to be sent, opened and closed."""
         while self._effects:
             yield self._effects.popleft()
 
     def next_event(self) -> Event | None:
         """Return the oldest unread event."""
+        while (event := self._ladder.next_event()) is not None:
+            if event.rung not in self.evidence.rungs:
+                self.evidence.rungs.append(event.rung)
+            self._events.append(event)
         return self._events.popleft() if self._events else None
+
+    def _handle(self, name: str, now: float) -> None:
+        """Do what the timer of this name is for."""
+        if name == "nominate":
+            self._nominate(now)
+        elif name == "insist":
+            self._insist(self._insistence.due(now, self._works), now)
+        elif name == "bring up":
+            self._bring_up_further(now)
+        elif name == "linger":
+            self._settle()
+        else:  # the deadline
+            self._give_up()
 
     # -- receiving ----------------------------------------------------------------------------
 
-    def _receive_other(self, data: bytes, route: _Route | None) -> None:
+    def _receive_other(self, data: bytes, path: Path) -> None:
         """Take a datagram that is no message: noise, or the first user data.
 
         A 0.7 peer that sends data, with our ack on its way, is connected: its own ack was lost or
         overtaken. A peer of today may send data as soon as it has confirmed. That is kept until
         the confirmation, which is asked for until it comes, arrives as well: data proves nothing.
         """
+        route = self._routes.get(path)
         if data.startswith(wire.MAGIC_PREFIX):
             self.evidence.malformed += 1
-        elif route is None:
+        elif path.remote.host not in self._routes.hosts:
             self.evidence.strangers += 1
-        elif self._connected is not None or not data:
+        elif self._connected is not None or not data or route is None:
             self.evidence.not_ours += 1
         elif route.legacy is not None and route.legacy.ack_sent:
             self._early_data.append(data)
             self._connect(route)
-        elif route is self._nominated and len(self._early_data) < _EARLY_DATAGRAMS:
+        elif route.nominations and len(self._early_data) < _EARLY_DATAGRAMS:
             self._early_data.append(data)
         else:
             self.evidence.not_ours += 1
 
-    def _receive_astray(self, message: Message | Bare, path: Path) -> None:
-        """Take a message from an endpoint that was not agreed; nothing is answered."""
-        self.evidence.strangers += 1
-        if isinstance(message, Message) and message.nonce == self.nonce:
-            return
-        for route in self._routes.values():
-            same_host = route.path.remote.host == path.remote.host
-            if same_host and route.path.socket == path.socket:
-                if route.evidence.note_port(path.remote.port):
-                    self._events.append(PortChanged(route.path, path.remote))
-                return
+    def _receive_stranger(self, message: Message | Bare, path: Path) -> None:
+        """Take a message from an address that was not agreed; nothing is answered.
 
-    def _receive_bare(self, message: Bare, route: _Route, now: float) -> None:
+        One that names our nonce comes from somebody who has seen our packets, so it is probably the
+        peer, behind a gateway with several addresses. Probably is not enough to talk to it.
+        """
+        self.evidence.strangers += 1
+        if isinstance(message, Message) and message.echo == self.nonce:
+            self.evidence.note_elsewhere(path.remote.host)
+
+    def _receive_bare(self, message: Bare, path: Path, now: float) -> None:
         """Take a 0.7 magic."""
-        if route.evidence.generation is Generation.CURRENT or self._connected is not None:
-            # A peer that was proven to speak with tails does not fall back: somebody else did.
+        route = self._routes.get(path)
+        if route is None:
+            self.evidence.strangers += 1  # 0.7 writes from the agreed port, or is not understood
+            self._note_port(path)
+            return
+        if (
+            route.evidence.generation is Generation.CURRENT
+            or self.peer_nonce is not None
+            or self._connected is not None
+            or (self._settings.ladder is not None and self._settings.ladder.secret)
+        ):
+            # A peer that was proven to speak with tails does not fall back: somebody else did. And
+            # one that knows the secret is not a 0.7.
             self.evidence.stale += 1
             return
-        self._hear(route, message.kind, Generation.LEGACY)
+        self._hear(message.kind, path, Generation.LEGACY)
         if route.legacy is None:
-            route.legacy = LegacyPeer(window=self._settings.window)
-            route.probe_at = now - self._start + LegacyPeer.INTERVAL
+            route.legacy = LegacyPeer(self._settings.window, now)
         route.legacy.receive(message.kind)
-        self._serve_legacy(route, route.legacy)
+        self._serve_legacy(route, route.legacy, now)
 
-    def _receive_hello(self, message: Message, size: int, route: _Route, now: float) -> None:
+    def _receive_hello(self, message: Message, size: int, path: Path, now: float) -> None:
         if self._connected is not None and self._connected.generation is Generation.LEGACY:
             return  # whoever this is, the peer would take an answer for data
-        if route.legacy is not None:
-            # Bare magics came first, but this peer knows tails: those were not its own.
-            route.legacy = None
-            route.evidence.generation = None
-        self._hear(route, Kind.HELLO, Generation.CURRENT)
-        if message.echo == self.nonce and self._accept_peer(message.nonce):
-            told = message.round_trip
-            route.observed = message.observed or route.observed
-            self._validate(route, None if told is None else told / _MICROSECONDS)
-            if message.nominate and not self.controlling:
-                self._confirm(message, size, route, now)
-                return
-        self._answer(message, size, route)
-        if not route.triggered and not route.evidence.validated:
-            # The way in is open, so the way out probably is: don't wait for the schedule (a
-            # triggered check, RFC 8445 section 7.3.1.4). Once only: hellos must not beget hellos.
-            route.triggered = True
-            self._send_hello(route, now)
+        self._unmask(path)
+        self._hear(Kind.HELLO, path, Generation.CURRENT)
+        if message.echo != self.nonce or not self._accept_peer(message.nonce):
+            self._effects.extend(self._writer.answer(message, size, path))
+            self._trigger(path, now)
+            return
+        route = self._prove(message, path, in_seconds(message.round_trip))
+        if route is not None and message.nominate and not self.controlling:
+            self._confirm(message, size, route, now)
+            return
+        step = None if route is None else self._take_step(message, route, now)
+        self._effects.extend(self._writer.answer(message, size, path, agreed=step))
+        self._proceed(route, now)
 
-    def _receive_ack(self, message: Message, route: _Route, now: float) -> None:
+    def _receive_ack(self, message: Message, path: Path, now: float) -> None:
         if message.echo != self.nonce or not self._accept_peer(message.nonce):
             self.evidence.stale += 1
             return
-        self._hear(route, Kind.ACK, Generation.CURRENT)
-        route.observed = message.observed or route.observed
-        sent = None if message.serial is None else route.sent.get(message.serial)
-        self._validate(route, None if sent is None else now - sent[0])
+        self._unmask(path)
+        self._hear(Kind.ACK, path, Generation.CURRENT)
+        sent = self._writer.sent(message.serial)
+        route = self._prove(message, path, None if sent is None else now - sent.at)
+        if route is None:
+            return
         if message.done and self._connected is not None:
             self._settle()
-        elif self.controlling and self._nominated is None:
-            self._nominated = route
-            self._nominate(route, now)
-        elif message.nominate and self.controlling and route is self._nominated:
-            if self._connected is None:
-                size = self._settings.datagram_size if sent is None else sent[1]
-                route.size_limit = min(route.size_limit, max(size, _IPV4_MINIMUM))
-                self._connect(route)
-            self._say_done(route)
-            self._settle()
+        elif message.nominate and self.controlling and route.nominations:
+            self._take_confirmation(route, None if sent is None else sent.size)
+        else:
+            if self._bring_up is not None and route is self._helper:
+                self._bring_up.answered(message.agreed, now)
+                self._bring_up_further(now)
+            self._proceed(route, now)
 
-    def _hear(self, route: _Route, kind: Kind, generation: Generation) -> None:
-        """Note what arrived."""
+    def _unmask(self, path: Path) -> None:
+        """Take note of a message with a tail: bare magics from there were not the peer's own."""
+        route = self._routes.get(path)
+        if route is not None and route.legacy is not None:
+            route.legacy = None
+            route.evidence.generation = None
+            self._ladder.keep_to_agreed(any(r.legacy for r in self._routes))
+
+    def _hear(self, kind: Kind, path: Path, generation: Generation) -> None:
+        """Note what arrived; from another port than the agreed one, too."""
+        route = self._routes.of_host(path)
         evidence = route.evidence
         first = evidence.generation is None
         evidence.generation = generation
-        if kind is Kind.HELLO:
-            evidence.hellos_received += 1
-        else:
-            evidence.acks_received += 1
+        if path == route.path:
+            evidence.hellos_received += kind is Kind.HELLO
+            evidence.acks_received += kind is Kind.ACK
         if first:
-            self._events.append(PeerHeard(route.path, generation))
+            self._events.append(PeerHeard(path, generation))
+        self._note_port(path)
+
+    def _note_port(self, path: Path) -> None:
+        """Note a port of the peer's that was not agreed, on a socket that the agreed one knows."""
+        route = self._routes.of_host(path)
+        if (
+            route.path.socket == path.socket
+            and route.path.remote != path.remote
+            and route.evidence.note_port(path.remote.port)
+        ):
+            self._events.append(PortChanged(route.path, path.remote))
+            if len(route.evidence.other_ports) == 1:
+                self._ladder.port_seen(path)
 
     def _accept_peer(self, nonce: bytes) -> bool:
         """Take `nonce`, whose owner has just named ours, as the peer's.
 
         A peer that was restarted comes with another nonce; that is fine until a path is agreed.
         """
-        if nonce != self._peer_nonce:
+        if nonce != self.peer_nonce:
             if self._connected is not None:
                 return False
-            self._peer_nonce = nonce
-            self._nominated = None
-            self._nominations = 0
-            self._early_data.clear()
-            self._timers.pop("nominate", None)
+            self._writer.peer = nonce
+            self._forget_progress()
         return True
 
-    def _validate(self, route: _Route, round_trip: float | None) -> None:
+    def _forget_progress(self) -> None:
+        """Begin anew: what is known to work was so with another run of the peer, or has died."""
+        self._nominations = Nominations()
+        self._routes.begin_anew()
+        self._early_data.clear()
+        self._insistence.clear()
+        self._bring_up = self._helper = self._awaited = None
+        for name in ("nominate", "insist", "bring up"):
+            self._timers.pop(name, None)
+
+    def _prove(self, message: Message, path: Path, round_trip: float | None) -> Route | None:
+        """Take a message that names our nonce: its path is validated.
+
+        None if it is a path that nobody needs any more.
+        """
+        route = self._routes.get(path) if self._connected else self._routes.add(path)
+        if route is None:
+            return None
+        route.observed = message.observed or route.observed
+        route.astray = message.astray
+        self._peer_mode = message.mode or self._peer_mode
         evidence = route.evidence
         if round_trip is not None:
             known = evidence.round_trip
             evidence.round_trip = round_trip if known is None else min(known, round_trip)
-        if not evidence.validated:
-            evidence.validated = True
-            self._events.append(PathValidated(route.path, evidence.round_trip))
+        if not route.works:
+            route.works = evidence.validated = True
+            self._tell_validated(route)
+        return route
+
+    def _tell_validated(self, route: Route) -> None:
+        """Tell of a path once, however often the peer is restarted or seems to be."""
+        if route.path not in self._told and len(self._told) < MOST_ROUTES:
+            self._told.add(route.path)
+            self._events.append(PathValidated(route.path, route.evidence.round_trip))
+
+    def _trigger(self, path: Path, now: float) -> None:
+        """Send a hello where one came from: the way in is open, so the way out probably is.
+
+        A triggered check (RFC 8445, section 7.3.1.4). On the agreed path once only: hellos must not
+        beget hellos. On a socket that waits for a probe of the peer's, several times: the probe
+        does not come again.
+        """
+        if self._connected is not None:
+            return
+        if self._ladder.is_sprayed(path):
+            if len(self._insistence) < _INSIST_PATHS:
+                self._insist_on(path, now)
+            return
+        route = self._routes.get(path)
+        if route is not None and not route.triggered and not route.works:
+            route.triggered = True
+            self._say(self._writer.hello(path, now))
+
+    def _proceed(self, route: Route | None, now: float) -> None:
+        """Go on from a validated path to an agreed one."""
+        if self._connected is not None or route is None:
+            return
+        helping = self._bring_up is not None or self._awaited is not None
+        self._ladder.pause(now + (_LONG_PAUSE if helping else _PAUSE))
+        if self.controlling:
+            self._choose(route, now)
+        elif self._awaited is None:
+            self._insist_on(route.path, now)
 
     # -- nominating ---------------------------------------------------------------------------
 
-    def _nominate(self, route: _Route, now: float) -> None:
-        size = min(self._nomination_size(), route.size_limit)
-        self._send_hello(route, now, nominate=True, size=size)
-        self._nominations += 1
-        hurry = self._nominations < _NOMINATE_HURRY
-        self._timers["nominate"] = now + (_NOMINATE_EVERY if hurry else _NOMINATE_SLOWLY)
+    def _choose(self, proven: Route, now: float) -> None:
+        """Nominate a path that will do, or see to it over `proven` that there will be one."""
+        if self._nominations.route is not None:
+            return
+        if self._nominees():
+            self._nominate(now)
+            return
+        if self._bring_up is None:
+            self._helper = proven
+            self._bring_up = BringUp(now)
+            self._tell_awaited(self._helper.path, 0.0)
+            self._bring_up_further(now)
 
-    def _nomination_size(self) -> int:
-        count = self._nominations
-        for times, size in _NOMINATION_SIZES:
-            if count < times:
-                return size
-            count -= times
-        return wire.HELLO_SIZE
+    def _will_do(self, route: Route) -> bool:
+        """Tell whether a path serves what both sides want it for."""
+        if Mode.PORTS not in (self._settings.mode, self._peer_mode):
+            return True
+        if self._routes.is_agreed(route.path) or self._changes_ports(route):
+            return True
+        return self._bring_up is not None and self._bring_up.is_over
 
-    def _confirm(self, message: Message, size: int, route: _Route, now: float) -> None:
+    def _changes_ports(self, route: Route) -> bool:
+        """Tell whether our gateway is known to give a fresh socket another port."""
+        local = self._ladder.local_port(route.path.socket)
+        return local is not None and route.observed is not None and route.observed.port != local
+
+    def _nominate(self, now: float) -> None:
+        route = self._nominations.choose(self._nominees())
+        size = self._nominations.size(route)
+        measured = route.evidence.round_trip
+        self._say(
+            self._writer.hello(route.path, now, nominate=True, round_trip=measured, size=size)
+        )
+        self._timers["nominate"] = self._nominations.note_sent(route, now)
+
+    def _nominees(self) -> list[Route]:
+        """Return the paths that work and will do."""
+        return [route for route in self._routes if route.works and self._will_do(route)]
+
+    def _take_confirmation(self, route: Route, size: int | None) -> None:
+        if self._connected is None:
+            proven = self._settings.datagram_size if size is None else size
+            route.size_limit = min(route.size_limit, max(proven, _IPV4_MINIMUM))
+            self._connect(route)
+        self._effects.extend(self._writer.done(route.path))
+        self._settle()
+
+    def _confirm(self, message: Message, size: int, route: Route, now: float) -> None:
         """Agree to a nomination; the answer is as long as the question, which was as long as data.
 
         A smaller nomination that follows a larger one says that our large confirmation was lost.
@@ -386,11 +496,14 @@ class Handshake:
             self._connect(route)
             self._linger_limit = now + LINGER_LIMIT
         if self._connected is not None and self._connected.path == route.path:
-            self._answer(message, size, route, nominate=True, pad=True)
+            answer = self._writer.answer(
+                message, size, route.path, nominate=True, pad_to=route.size_limit
+            )
+            self._effects.extend(answer)
             if not self._settled:
                 self._timers["linger"] = min(now + LINGER, self._linger_limit)
 
-    def _connect(self, route: _Route) -> None:
+    def _connect(self, route: Route) -> None:
         generation = Generation.CURRENT if route.legacy is None else Generation.LEGACY
         self._connected = Connected(
             path=route.path,
@@ -399,9 +512,14 @@ class Handshake:
             observed=route.observed,
             datagram_size=route.size_limit,
             early_data=tuple(self._early_data),
+            rung=self._ladder.rung_of(route.path),
+            agreed=self._routes.is_agreed(route.path) and not route.astray,
         )
         self._events.append(self._connected)
         self._timers.clear()
+        self._insistence.clear()
+        self._bring_up = None
+        self._stop_ladder(keep=route.path.socket)
         if generation is Generation.LEGACY:
             self._settle()
 
@@ -413,103 +531,132 @@ class Handshake:
 
     def _give_up(self) -> None:
         self._over = True
+        self._timers.clear()
+        self._stop_ladder()
         self._events.append(DeadlinePassed(self.evidence))
 
-    def _learn_mtu(self, route: _Route, mtu: int, now: float) -> None:
+    def _stop_ladder(self, keep: int | None = None) -> None:
+        self.evidence.ports_tried = self._ladder.ports_tried
+        self.evidence.openings_sent = self._ladder.openings_sent
+        self._effects.extend(self._ladder.stop(keep))
+
+    def _learn_mtu(self, route: Route, mtu: int, now: float) -> None:
         limit = max(mtu - route.path.remote.headers, _IPV4_MINIMUM)
         if limit < route.size_limit:
             route.size_limit = limit
-            if route is self._nominated and "nominate" in self._timers:
+            if route is self._nominations.route and "nominate" in self._timers:
                 self._timers["nominate"] = now  # what was too big has gone nowhere
+
+    # -- bringing up the agreed pair ------------------------------------------------------------
+
+    def _bring_up_further(self, now: float) -> None:
+        """Make the controlling side's next move."""
+        bring_up, helper = self._bring_up, self._helper
+        if bring_up is None or helper is None:
+            return
+        if bring_up.is_dead(now):
+            self._forget_progress()
+            self._ladder.resume()
+            return
+        move = bring_up.move(now)
+        if bring_up.is_over:
+            self._choose(helper, now)
+            return
+        self._timers["bring up"] = bring_up.next_time
+        self._postpone_deadline(now)
+        if bring_up.is_silent:
+            self._keep_silent(helper.path, bring_up.silence, now)
+        if move is not None and move.ask is None:
+            self._say(self._writer.hello(self._routes.of_host(helper.path).path, now))
+        elif move is not None:
+            self._say(self._writer.hello(helper.path, now, agreed=move.ask))
+
+    def _take_step(self, message: Message, route: Route, now: float) -> Agreed | None:
+        """Do what the controlling side asks for on the agreed pair; return what to answer."""
+        if message.agreed is None or self.controlling or self._connected is not None:
+            return None
+        self._insistence.clear()
+        self._timers.pop("insist", None)
+        self._postpone_deadline(now)
+        if self._routes.is_agreed(route.path) or self._changes_ports(route):
+            return Agreed.HOPELESS
+        if message.agreed is Agreed.SILENT:
+            self._keep_silent(route.path, SILENCE, now)
+            return Agreed.SILENT
+        self._tell_awaited(route.path, 0.0)
+        pair = self._routes.of_host(route.path).path
+        self._say(self._writer.hello(pair, now, ttl=self._ladder.opening_ttl(pair)))
+        return Agreed.OPENED
+
+    def _keep_silent(self, helper: Path, silence: float, now: float) -> None:
+        """Send nothing on the pair, even if the other end is not heard for a while."""
+        self._ladder.pause(now + SILENCE)
+        self._tell_awaited(helper, silence)
+
+    def _tell_awaited(self, helper: Path, silence: float) -> None:
+        if self._awaited is None or silence > self._awaited:
+            self._awaited = silence
+            self._events.append(AgreedPairAwaited(helper, silence))
+
+    def _postpone_deadline(self, now: float) -> None:
+        """Put the deadline off: it is for finding a path, and there is one."""
+        if "deadline" in self._timers:
+            self._timers["deadline"] = max(self._timers["deadline"], now + _LONG_PAUSE)
 
     # -- sending ------------------------------------------------------------------------------
 
-    def _wants_probes(self, route: _Route) -> bool:
-        if self._connected is not None or self._nominated is not None:
-            return False
-        return route.legacy is None or not route.legacy.ack_sent
+    def _climb(self, now: float) -> None:
+        """Do what the ladder says."""
+        for order in self._ladder.due(now):
+            if not isinstance(order, Knock):
+                self._effects.append(order)
+            elif order.rung in (Rung.SPRAY, Rung.PREDICT):
+                self._effects.append(self._writer.search(order.path, order.ttl))
+            else:
+                route = self._routes.get(order.path)
+                if route is None or route.legacy is None or not route.legacy.is_believed(now):
+                    self._say(self._writer.hello(order.path, now, ttl=order.ttl))
 
-    def _probe(self, route: _Route, now: float) -> None:
-        """Send the hello that is due, and put the next one on the list."""
-        elapsed = max(now - self._start, route.probe_at)
-        if route.legacy is not None:
-            # Bare and once a second, as 0.7 does, until the window is used up.
-            route.probe_at = elapsed + LegacyPeer.INTERVAL
-            self._effects.append(Send(wire.HELLO_MAGIC, route.path))
+    def _works(self, path: Path) -> bool:
+        route = self._routes.get(path)
+        return route is not None and route.works
+
+    def _insist_on(self, path: Path, now: float) -> None:
+        self._insist(self._insistence.add(path, now, self._works), now)
+
+    def _insist(self, paths: Sequence[Path], now: float) -> None:
+        """Send hellos on paths that the peer was heard on."""
+        for path in paths:
+            self._say(self._writer.hello(path, now))
+        if self._insistence.next_time is not None:
+            self._timers["insist"] = self._insistence.next_time
+
+    def _say(self, hello: Send) -> None:
+        """Send a hello, and count it where it goes on an agreed or validated path."""
+        self._effects.append(hello)
+        route = self._routes.get(hello.path)
+        if route is not None:
             route.evidence.hellos_sent += 1
-            self._serve_legacy(route, route.legacy)
-            return
-        ttl = route.probe_ttl
-        route.probe_at, route.probe_ttl = next_probe(elapsed)
-        self._send_hello(route, now, ttl=ttl)
 
-    def _send_hello(
-        self,
-        route: _Route,
-        now: float,
-        *,
-        nominate: bool = False,
-        size: int = wire.HELLO_SIZE,
-        ttl: int | None = None,
-    ) -> None:
-        self._serial += 1
-        route.sent[self._serial] = (now, size)
-        if len(route.sent) > _REMEMBERED:
-            del route.sent[next(iter(route.sent))]
-        measured = route.evidence.round_trip if nominate else None
-        message = Message(
-            kind=Kind.HELLO,
-            nonce=self.nonce,
-            nominate=nominate,
-            serial=self._serial,
-            echo=self._peer_nonce,
-            observed=route.path.remote if nominate else None,
-            mode=Mode.PLAIN,
-            round_trip=None if measured is None else _in_microseconds(measured),
-        )
-        self._send(route, message, size=size, ttl=ttl)
-        route.evidence.hellos_sent += 1
+    # -- peers of generation 0.7 ----------------------------------------------------------------
 
-    def _answer(
-        self,
-        asked: Message,
-        size: int,
-        route: _Route,
-        *,
-        nominate: bool = False,
-        pad: bool = False,
-    ) -> None:
-        """Send the ack of a hello of `size` bytes; never one that is longer than that."""
-        ack = Message(
-            kind=Kind.ACK,
-            nonce=self.nonce,
-            nominate=nominate,
-            serial=asked.serial,
-            echo=asked.nonce,
-            observed=route.path.remote,
-        )
-        data = wire.encode(ack, size=min(size, route.size_limit) if pad else 0)
-        if len(data) <= size:
-            self._effects.append(Send(data, route.path))
+    def _serve_all_legacy(self, now: float) -> None:
+        for route in self._routes:
+            legacy = route.legacy
+            if legacy is None or legacy.ack_sent or legacy.probe_at > now:
+                continue
+            legacy.probe_at = max(legacy.probe_at, now) + LegacyPeer.INTERVAL
+            self._ladder.keep_to_agreed(True)
+            self._serve_legacy(route, legacy, now)
+            if not legacy.ack_sent:
+                # Bare and once a second, as 0.7 does, until the window is used up.
+                self._effects.append(Send(wire.HELLO_MAGIC, route.path))
+                route.evidence.hellos_sent += 1
 
-    def _say_done(self, route: _Route) -> None:
-        message = Message(Kind.ACK, self.nonce, done=True, echo=self._peer_nonce)
-        for _ in range(_DONE_COPIES):
-            self._send(route, message)
-
-    def _send(
-        self, route: _Route, message: Message, *, size: int = 0, ttl: int | None = None
-    ) -> None:
-        self._effects.append(Send(wire.encode(message, size=size), route.path, ttl))
-
-    def _serve_legacy(self, route: _Route, legacy: LegacyPeer) -> None:
+    def _serve_legacy(self, route: Route, legacy: LegacyPeer, now: float) -> None:
         """Send a 0.7 peer its one ack when it is time, and connect when both acks went through."""
-        if legacy.wants_ack(route.evidence.hellos_sent):
+        if legacy.wants_ack(route.evidence.hellos_sent, now):
             legacy.ack_sent = True
             self._effects.append(Send(wire.ACK_MAGIC, route.path))
         if legacy.complete and self._connected is None:
             self._connect(route)
-
-
-def _in_microseconds(seconds: float) -> int:
-    return min(round(seconds * _MICROSECONDS), _LONGEST_ROUND_TRIP)

@@ -8,7 +8,9 @@ earlier than `get_timer()` says. All times are seconds on one monotonic clock of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from nat_traverse.model import Rung
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,8 +19,7 @@ if TYPE_CHECKING:
     from nat_traverse.punch.evidence import Evidence
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Effect: put one datagram on `path`, with this TTL or hop limit (None: the system's)."""
 
     data: bytes
@@ -26,35 +27,70 @@ class Send:
     ttl: int | None = None
 
 
-Effect = Send
+class OpenSocket(NamedTuple):
+    """Effect: open a UDP socket under this number; `port` 0 means any free one.
+
+    The owner answers with `socket_opened` or `socket_failed`.
+    """
+
+    number: int
+    ipv6: bool = False
+    port: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class PeerHeard:
+class CloseSocket(NamedTuple):
+    """Effect: close the socket of this number, which was opened by an effect."""
+
+    number: int
+
+
+Effect = Send | OpenSocket | CloseSocket
+
+
+class RungStarted(NamedTuple):
+    """Event: a rung of the ladder has begun.
+
+    `until` is the time at which it is going to knock again, on the owner's clock, for those that
+    keep to the wall clock (quiet, hop); None for the others.
+    """
+
+    rung: Rung
+    until: float | None = None
+
+
+class AgreedPairAwaited(NamedTuple):
+    """Event: `path` works but is not the agreed pair of ports, which somebody else is to use.
+
+    The agreed pair is brought up over `path`. `silence` is how long (s) both ends keep still for
+    it, because a gateway has to forget what it took for its own; 0 if none is needed yet.
+    """
+
+    path: Path
+    silence: float
+
+
+class PeerHeard(NamedTuple):
     """Event: the first message of the peer's arrived on this path; the way in is open."""
 
     path: Path
     generation: Generation
 
 
-@dataclass(frozen=True, slots=True)
-class PeerRefused:
+class PeerRefused(NamedTuple):
     """Event: an ICMP error or a local refusal of a kind not seen before on this path."""
 
     path: Path
     error: NetworkError
 
 
-@dataclass(frozen=True, slots=True)
-class PortChanged:
+class PortChanged(NamedTuple):
     """Event: a message of the peer's came from `actual` and not from the agreed port."""
 
     path: Path
     actual: Endpoint
 
 
-@dataclass(frozen=True, slots=True)
-class PathValidated:
+class PathValidated(NamedTuple):
     """Event: an answer to a hello of ours arrived: the path is open in both directions.
 
     `round_trip` is in seconds, None if the proof was no answer to a hello that is remembered.
@@ -64,13 +100,13 @@ class PathValidated:
     round_trip: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Connected:
+class Connected(NamedTuple):
     """Event: both sides use this path from now on.
 
     `observed` is our own mapped address as the peer sees it, if it said so; `datagram_size` the
     largest datagram in bytes known to cross the path unfragmented; `early_data` is user data
-    that arrived before this was known.
+    that arrived before this was known. `rung` found the path; `agreed` is True if it is a pair of
+    the ports that the users agreed on.
     """
 
     path: Path
@@ -79,6 +115,8 @@ class Connected:
     observed: Endpoint | None
     datagram_size: int
     early_data: tuple[bytes, ...] = ()
+    rung: Rung = Rung.DIRECT
+    agreed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +124,23 @@ class Settled:
     """Event: the peer needs nothing more from the handshake; the socket may be closed."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeadlinePassed:
+class DeadlinePassed(NamedTuple):
     """Event: no path was validated in time; `evidence` is all that was seen."""
 
     evidence: Evidence
 
 
-Event = PeerHeard | PeerRefused | PortChanged | PathValidated | Connected | Settled | DeadlinePassed
+Event = (
+    RungStarted
+    | AgreedPairAwaited
+    | PeerHeard
+    | PeerRefused
+    | PortChanged
+    | PathValidated
+    | Connected
+    | Settled
+    | DeadlinePassed
+)
 
 
 class Machine(Protocol):
@@ -104,6 +151,12 @@ class Machine(Protocol):
 
     def receive_error(self, error: NetworkError, path: Path, now: float) -> None:
         """Take a refusal of something that was sent on `path`."""
+
+    def socket_opened(self, number: int, port: int, now: float) -> None:
+        """Learn that the socket asked for by `OpenSocket` is open, on this local port."""
+
+    def socket_failed(self, number: int, now: float) -> None:
+        """Learn that it could not be opened: the port is taken, or there are no more sockets."""
 
     def handle_timer(self, now: float) -> None:
         """Do what is due at `now`."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from nat_traverse.punch.handshake import Handshake
+    from nat_traverse.punch.machine import Effect
 
 # Keepalive after this many seconds: the first earlier, since Linux keeps a flow for 30 s until it
 # has seen traffic both ways for 2 s, then for 120 s; 15 s stays below every gateway measured.
@@ -290,7 +291,7 @@ class PlainTunnel:
         """Return when `handle_timer` is next wanted."""
         return None if self._over else min(self._timers.values(), default=None)
 
-    def effects(self, now: float) -> Iterator[Send]:
+    def effects(self, now: float) -> Iterator[Effect]:
         """Yield the messages to be sent, the handshake's late answers among them."""
         yield from self._handshake.effects(now)
         while self._effects:

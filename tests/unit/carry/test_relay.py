@@ -25,6 +25,7 @@ from nat_traverse.model import Endpoint, ErrorKind, NetworkError
 from nat_traverse.model import Path as PathToPeer
 from nat_traverse.net.address import endpoint_from
 from nat_traverse.net.errqueue import QueuedError
+from nat_traverse.punch.machine import CloseSocket, OpenSocket
 from nat_traverse.tunnel import plain
 from nat_traverse.tunnel.plain import DeliveryKnown, Ended, PeerClosed, PeerFinished
 from nat_traverse.wire.hello import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from nat_traverse.net.address import SocketAddress
     from nat_traverse.net.udp import UdpSocket
+    from nat_traverse.punch.machine import Effect
 
 Kinds = TypeVar("Kinds")
 
@@ -784,6 +786,36 @@ class TestOtherPaths:
                 await left.write(b"", end=True)
                 await right.write(b"", end=True)
                 assert await left.read_all() == b""
+                await running
+
+        run(test())
+
+    def test_are_closed_when_the_handshake_asks_for_it(
+        self, both_families: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def test() -> None:
+            async with ends(both_families) as (left, right):
+                ((number, sock),) = left.hole.others.items()
+                asked: list[Effect] = [OpenSocket(99), CloseSocket(number), CloseSocket(98)]
+                refused: list[int] = []
+                effects = left.tunnel.effects
+
+                def also_asked(now: float) -> Iterator[Effect]:
+                    while asked:
+                        yield asked.pop(0)
+                    yield from effects(now)
+
+                def socket_failed(wanted: int, _now: float) -> None:
+                    refused.append(wanted)
+
+                monkeypatch.setattr(left.tunnel, "effects", also_asked)
+                monkeypatch.setattr(left.hole.handshake, "socket_failed", socket_failed)
+                running = asyncio.gather(left.start(), right.start())
+                await until(lambda: sock.fileno() < 0)
+                assert refused == [99]
+                await left.write(b"x", end=True)
+                assert await right.read_all() == b"x"
+                await right.write(b"", end=True)
                 await running
 
         run(test())

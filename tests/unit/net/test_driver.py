@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import pathlib
+import resource
 import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,15 @@ import pytest
 from nat_traverse.model import Endpoint, ErrorKind, Generation, NetworkError, Path
 from nat_traverse.net.driver import Driver
 from nat_traverse.net.udp import UdpSocket
-from nat_traverse.punch.machine import Effect, Event, PeerHeard, Send, Settled
+from nat_traverse.punch.machine import (
+    CloseSocket,
+    Effect,
+    Event,
+    OpenSocket,
+    PeerHeard,
+    Send,
+    Settled,
+)
 from support.sockets import closed_port
 
 if TYPE_CHECKING:
@@ -32,6 +42,7 @@ class Scripted:
         self.events: deque[Event] = deque()
         self.timer: float | None = None
         self.on_datagram: Callable[[bytes, Path], None] = lambda _data, _path: None
+        self.on_opened: Callable[[int], None] = lambda _number: None
 
     def receive_datagram(self, data: bytes, path: Path, now: float) -> None:
         self.log.append(("datagram", data, path, now))
@@ -39,6 +50,13 @@ class Scripted:
 
     def receive_error(self, error: NetworkError, path: Path, now: float) -> None:
         self.log.append(("error", error, path, now))
+
+    def socket_opened(self, number: int, port: int, now: float) -> None:
+        self.log.append(("opened", number, port, now))
+        self.on_opened(number)
+
+    def socket_failed(self, number: int, now: float) -> None:
+        self.log.append(("failed", number, now))
 
     def handle_timer(self, now: float) -> None:
         self.log.append(("timer", now))
@@ -306,5 +324,147 @@ def test_a_flood_does_not_stop_the_clock() -> None:
         bench.driver.start()
         bench.arrive(b"flood")
         await bench.until(lambda: len(bench.machine.all("timer")) > 1, "the timer")
+
+    on_bench(test)
+
+
+# -- sockets that the machine asks for ------------------------------------------------------------
+
+
+def descriptors() -> int:
+    return len(list(pathlib.Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_socket_is_opened_sent_from_and_read(family: socket.AddressFamily) -> None:
+    async def test(bench: Bench) -> None:
+        with UdpSocket(family, 0, host=HOST[family]) as outside:
+            path = Path(9, outside.local)
+            bench.machine.pending.append(OpenSocket(9, ipv6=family == socket.AF_INET6))
+            # What a machine does once it knows that the socket is there.
+            bench.machine.on_opened = lambda _: bench.machine.pending.append(Send(b"out", path))
+            bench.driver.start()
+            ((_, number, port, _),) = bench.machine.all("opened")
+            assert (number, port) == (9, bench.sockets[9].local.port)
+            assert outside.receive() == (b"out", Endpoint(HOST[family], port))
+            outside.send(b"in", Endpoint(HOST[family], port))
+            await bench.until(lambda: bench.machine.received, "the datagram")
+            assert bench.machine.all("datagram")[0][1:3] == (b"in", path)
+
+    on_bench(test)
+
+
+def test_a_socket_gets_the_port_that_was_asked_for() -> None:
+    async def test(bench: Bench) -> None:
+        with UdpSocket(socket.AF_INET, 0) as free:
+            port = free.local.port
+        bench.machine.pending.append(OpenSocket(9, port=port))
+        bench.driver.start()
+        assert bench.sockets[9].local.port == port
+
+    on_bench(test)
+
+
+def test_a_socket_that_cannot_be_had_is_told_and_the_rest_goes_on() -> None:
+    async def test(bench: Bench) -> None:
+        with UdpSocket(socket.AF_INET, 0) as taken:
+            fine = Path(0, bench.outside.local)
+            bench.machine.pending += [
+                OpenSocket(9, port=taken.local.port),
+                Send(b"lost", fine._replace(socket=9)),
+                CloseSocket(9),
+                Send(b"after", fine),
+            ]
+            bench.driver.start()
+        assert [entry[1] for entry in bench.machine.all("failed")] == [9]
+        assert bench.machine.all("opened") == []
+        assert list(bench.sockets) == [0]
+        assert bench.outside.receive() == (b"after", bench.sockets[0].local)
+        assert bench.outside.receive() is None
+
+    on_bench(test)
+
+
+def test_no_more_descriptors_is_one_more_socket_that_cannot_be_had() -> None:
+    async def test(bench: Bench) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        bench.machine.pending += [OpenSocket(number) for number in range(1, 6)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free_descriptor() + 2, hard))
+        try:
+            bench.driver.start()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert [entry[1] for entry in bench.machine.all("opened")] == [1, 2]
+        assert [entry[1] for entry in bench.machine.all("failed")] == [3, 4, 5]
+
+    on_bench(test)
+
+
+def lowest_free_descriptor() -> int:
+    """Return it; the benches of other tests leave no gaps above it."""
+    with UdpSocket(socket.AF_INET, 0) as probe:
+        return probe.fileno()
+
+
+def test_a_closed_socket_is_gone_and_what_is_sent_from_it_is_ignored() -> None:
+    async def test(bench: Bench) -> None:
+        before = descriptors()
+        bench.machine.pending += [OpenSocket(number) for number in range(1, 254)]
+        bench.driver.start()
+        assert len(bench.sockets) == 254
+        path = Path(7, bench.outside.local)
+        bench.machine.pending += [CloseSocket(number) for number in range(1, 254)]
+        bench.machine.pending += [Send(b"late", path), Send(b"x", path._replace(socket=0))]
+        bench.arrive(b"whatever makes the driver look again")
+        await bench.until(lambda: len(bench.sockets) == 1, "the end of the sockets")
+        assert bench.outside.receive() == (b"x", bench.sockets[0].local)
+        assert bench.outside.receive() is None
+        assert bench.machine.all("error") == []
+        assert descriptors() == before
+
+    on_bench(test)
+
+
+def test_a_socket_that_is_closed_by_what_it_brought_is_read_no_further() -> None:
+    async def test(bench: Bench) -> None:
+        bench.machine.pending.append(OpenSocket(9))
+        bench.machine.on_datagram = lambda _data, _path: bench.machine.pending.append(
+            CloseSocket(9)
+        )
+        bench.driver.start()
+        for data in (b"first", b"second"):
+            bench.outside.send(data, Endpoint("127.0.0.1", bench.sockets[9].local.port))
+        await bench.until(lambda: 9 not in bench.sockets, "the end of the socket")
+        bench.arrive(b"third")
+        await bench.until(lambda: b"third" in bench.machine.received, "another datagram")
+        assert bench.machine.received == [b"first", b"third"]
+
+    on_bench(test)
+
+
+def test_a_number_may_be_used_again() -> None:
+    async def test(bench: Bench) -> None:
+        before = descriptors()
+        bench.machine.pending += [OpenSocket(9), CloseSocket(9), OpenSocket(9), OpenSocket(9)]
+        bench.driver.start()
+        assert descriptors() == before + 1  # the second takes the place of the first
+        bench.outside.send(b"x", Endpoint("127.0.0.1", bench.sockets[9].local.port))
+        await bench.until(lambda: bench.machine.received, "the datagram")
+
+    on_bench(test)
+
+
+def test_extra_sockets_stop_and_start_with_the_others() -> None:
+    async def test(bench: Bench) -> None:
+        bench.machine.pending.append(OpenSocket(9))
+        # A stop between the question and the answer: the socket is there, but not read.
+        bench.machine.on_opened = lambda _: bench.driver.stop()
+        bench.driver.start()
+        bench.outside.send(b"x", Endpoint("127.0.0.1", bench.sockets[9].local.port))
+        passed = bench.loop.time() + 0.05
+        await bench.until(lambda: bench.loop.time() > passed, "the clock runs")
+        assert bench.machine.received == []
+        bench.driver.start()
+        await bench.until(lambda: bench.machine.received == [b"x"], "the datagram")
 
     on_bench(test)

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nat_traverse.punch.direct import OPENING_TTL, Probe, next_probe
+from nat_traverse.punch.direct import Step, next_step
 
 
-def schedule(until: float) -> list[Probe]:
+def schedule(until: float) -> list[Step]:
     probes = []
     at = -1.0
     while at < until:
-        probe = next_probe(at)
+        probe = next_step(at)
         probes.append(probe)
         at = probe.at
     return probes
@@ -21,10 +21,10 @@ def schedule(until: float) -> list[Probe]:
 
 def test_two_openings_then_hellos_that_arrive() -> None:
     assert schedule(0.3)[:4] == [
-        Probe(0.0, OPENING_TTL),
-        Probe(0.05, OPENING_TTL),
-        Probe(0.15, None),
-        Probe(pytest.approx(0.25), None),  # type: ignore[arg-type]
+        Step(0.0, opening=True),
+        Step(0.05, opening=True),
+        Step(0.15, opening=False),
+        Step(pytest.approx(0.25), opening=False),  # type: ignore[arg-type]
     ]
 
 
@@ -46,6 +46,6 @@ def test_never_more_than_the_polite_rate() -> None:
 
 
 @given(st.floats(-1.0, 1e6))
-def test_the_next_probe_is_later(elapsed: float) -> None:
-    probe = next_probe(elapsed)
+def test_the_next_step_is_later(elapsed: float) -> None:
+    probe = next_step(elapsed)
     assert elapsed < probe.at <= elapsed + 1.1
