@@ -232,15 +232,11 @@ class PlainTunnel:
             return False
         if message.nonce != self._handshake.peer_nonce:
             return self._take_foreign(message, path)
-        self._heard = now
-        self._refused = None
-        short = len(data) < wire.HELLO_SIZE and message.closing is None
-        if self._over or (message.kind is Kind.HELLO and short):
-            return True  # an answer could be longer than the question
-        if message.kind is Kind.HELLO:
-            self._take_hello(message, data, path, now)
-        elif message.echo == self._handshake.nonce:
-            self._take_ack(message, data, path, now)
+        if path == self.path:
+            self._take_peers(message, data, now)
+        elif not self._over:
+            # Late, from the search for a path: no proof that this one works, and not its business.
+            self._handshake.receive_datagram(data, path, now)
         return True
 
     def receive_error(self, error: NetworkError, now: float) -> None:
@@ -332,7 +328,19 @@ class PlainTunnel:
             self._events.append(PeerRestarted())
         return True
 
-    def _take_hello(self, message: Message, data: bytes, path: Path, now: float) -> None:
+    def _take_peers(self, message: Message, data: bytes, now: float) -> None:
+        """Take a message of the peer's on the tunnel's path."""
+        self._heard = now
+        self._refused = None
+        short = len(data) < wire.HELLO_SIZE and message.closing is None
+        if self._over or (message.kind is Kind.HELLO and short):
+            return  # an answer could be longer than the question
+        if message.kind is Kind.HELLO:
+            self._take_hello(message, data, now)
+        elif message.echo == self._handshake.nonce:
+            self._take_ack(message, data, now)
+
+    def _take_hello(self, message: Message, data: bytes, now: float) -> None:
         if message.closing is not None:
             self._take_closing(message.closing, message.received)
         elif message.finished is not None:
@@ -341,20 +349,20 @@ class PlainTunnel:
             self._peer_sent = message.finished
             self._finish_serial = message.serial
             self._check_stragglers(now)
-        elif message.nominate or path != self.path:
-            self._handshake.receive_datagram(data, path, now)
+        elif message.nominate:
+            self._handshake.receive_datagram(data, self.path, now)
         elif message.mark and self._congested:
             self._unanswered_mark = message.serial
         else:
             self._acknowledge(message.serial, room=self._room if message.mark else None)
 
-    def _take_ack(self, message: Message, data: bytes, path: Path, now: float) -> None:
+    def _take_ack(self, message: Message, data: bytes, now: float) -> None:
         if message.serial is not None and message.room is not None:
             self._window.take_answer(message.serial, message.room)
             if self._window.is_open:
                 self._timers.pop("mark", None)
         elif message.received is None:
-            self._handshake.receive_datagram(data, path, now)
+            self._handshake.receive_datagram(data, self.path, now)
         elif self._finishing and not self._delivered:
             self._delivered = True
             self._timers.pop("finish", None)

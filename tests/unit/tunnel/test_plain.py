@@ -608,6 +608,26 @@ class TestTheHandshakesRest:
         assert tunnel.take_message(hello(echo=None), STRANGER, 0.3)
         assert list(sends(tunnel, 0.3)) == []
 
+    def test_the_peers_messages_on_another_path_do_not_concern_the_tunnel(self) -> None:
+        tunnel = today(room=1000)
+        for message in (
+            hello(finished=Counts(0, 0)),
+            hello(mark=True),
+            hello(closing=Reason.STOPPED, received=Counts(0, 0)),
+        ):
+            assert tunnel.take_message(message, OTHER_PATH, 0.2)
+            answers = sends(tunnel, 0.2)
+            assert [send.path for send in answers] == [OTHER_PATH]
+            answer = decode(answers[0].data)
+            assert isinstance(answer, Message)
+            assert (answer.received, answer.room) == (None, None)
+        assert events(tunnel) == []
+        # Neither do they prove that the tunnel's own path is alive.
+        for second in range(1, 40):
+            tunnel.take_message(hello(serial=second), OTHER_PATH, float(second))
+            tunnel.handle_timer(float(second))
+        assert PeerVanished(errno.ETIMEDOUT) in events(tunnel)
+
 
 class TestMarks:
     WINDOW = 64 * 1024
