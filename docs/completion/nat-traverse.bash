@@ -15,13 +15,17 @@ _nat_traverse()
         --handoff) mapfile -t COMPREPLY < <(compgen -c -- "$current"); return ;;
         --timeout) return ;;
         --window) return ;;
+        --hard) mapfile -t COMPREPLY < <(compgen -W "auto always never" -- "$current"); return ;;
+        --ttl) return ;;
+        --hint) return ;;
+        --rate) return ;;
         --left) mapfile -t COMPREPLY < <(compgen -W "none drop reject accept random double ipv6" -- "$current"); return ;;
         --right) mapfile -t COMPREPLY < <(compgen -W "none drop reject accept random double ipv6" -- "$current"); return ;;
     esac
 
     case ${COMP_WORDS[1]} in
         demo) options="--left --right --verbose --json --help --version" ;;
-        *) options="--cmd --handoff --quit-after-connect --timeout --window --quiet --verbose --json --help --version" ;;
+        *) options="--cmd --handoff --quit-after-connect --timeout --window --hard --ttl --hint --rate --quiet --verbose --json --help --version" ;;
     esac
     if [[ $current == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$options" -- "$current")

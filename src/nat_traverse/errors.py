@@ -4,6 +4,7 @@
      ├── UsageError            2    the command line or an argument makes no sense
      ├── NoPathError           4    the deadline passed and no path was found (0.7's code)
      ├── DataLostError         5    data was lost on the way and can't be had again
+     ├── OtherPortsError       6    a path was found, but not between the ports agreed upon
      ├── PeerGoneError         the errno: 104 ended early, 110 fell silent, 111 refuses
      ├── LocalNetworkError     the errno: 22 unknown host, 98 in use, 101 no route, 13 not permitted
      ├── OutputError           the errno of the failed write: 28 disk full
@@ -22,6 +23,8 @@ import errno
 EXIT_USAGE = 2
 EXIT_NO_PATH = 4  # what 0.7 returned for its timeout
 EXIT_DATA_LOST = errno.EIO  # 5 on every platform we run on
+# 6 is ENXIO, "no such device or address", which no call on a UDP socket ends with.
+EXIT_OTHER_PORTS = errno.ENXIO
 
 
 class NatTraverseError(Exception):
@@ -46,6 +49,12 @@ class DataLostError(NatTraverseError):
     """The plain tunnel lost datagrams: both ends compared their counts at the end."""
 
     exit_code = EXIT_DATA_LOST
+
+
+class OtherPortsError(NatTraverseError):
+    """There is a path, but no program that keeps to the agreed ports can use it."""
+
+    exit_code = EXIT_OTHER_PORTS
 
 
 class ErrnoError(NatTraverseError):

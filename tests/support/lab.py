@@ -8,8 +8,9 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import pytest
 
@@ -29,6 +30,9 @@ PATIENCE = 20.0
 _IP_RECVERR = 11
 _IPV6_RECVERR = 25
 
+# Seconds after which a tap looks whether it is over.
+_TAP_LOOKS = 0.1
+
 # struct sock_extended_err: errno, origin, type, code, padding, info, data (linux/errqueue.h).
 _EXTENDED_ERROR = struct.Struct("=IBBBxII")
 
@@ -43,6 +47,97 @@ if family == socket.AF_INET6:
 opened.bind(("", int(port)))
 socket.send_fds(socket.socket(fileno=int(channel)), [b"x"], [opened.fileno()])
 """
+
+# The same for all packets on one device: only a socket for every protocol sees what goes out.
+_TAPPER = """\
+import socket, sys
+device, channel = sys.argv[1:]
+every_protocol = 3
+opened = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(every_protocol))
+opened.bind((device, every_protocol))
+socket.send_fds(socket.socket(fileno=int(channel)), [b"x"], [opened.fileno()])
+"""
+
+# The kernel's own time of each packet (asm-generic/socket.h), as struct timespec.
+_SO_TIMESTAMPNS = 35
+_TIMESPEC = struct.Struct("=qq")
+
+# (linux/if_packet.h), as struct tpacket_stats: packets, and those for which there was no room.
+_SOL_PACKET = 263
+_PACKET_STATISTICS = 6
+_STATISTICS = struct.Struct("=II")
+
+_IPV4 = 0x0800
+_UDP = 17
+
+
+class Packet(NamedTuple):
+    """A UDP datagram in IPv4, as it left or entered a device; `at` is in s since the epoch."""
+
+    at: float
+    leaves: bool
+    ttl: int
+    source: tuple[str, int]
+    destination: tuple[str, int]
+    data: bytes
+
+
+class Tap:
+    """Collects all UDP packets of IPv4 on a node's device, without touching them."""
+
+    def __init__(self, node: Node, device: str = "eth0") -> None:
+        self._socket = _opened_in(node, _TAPPER, device)
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        self._socket.settimeout(_TAP_LOOKS)
+        self._packets: list[Packet] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        with self._socket:
+            size = _STATISTICS.size
+            counted = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, size)
+            assert _STATISTICS.unpack(counted)[1] == 0, "the tap was too slow for some packets"
+
+    @property
+    def packets(self) -> list[Packet]:
+        """What was seen so far, oldest first."""
+        return list(self._packets)
+
+    @property
+    def sent(self) -> list[Packet]:
+        """What has left the node so far."""
+        return [packet for packet in self.packets if packet.leaves]
+
+    def _read(self) -> None:
+        while not self._over.is_set():
+            try:
+                data, ancillary, _, address = self._socket.recvmsg(65_535, 64)
+            except TimeoutError:
+                continue
+            if address[1] == _IPV4 and data[9] == _UDP:
+                seconds, nanoseconds = _TIMESPEC.unpack(ancillary[0][2])
+                leaves = address[2] == socket.PACKET_OUTGOING
+                self._packets.append(_parsed(data, seconds + nanoseconds / 1e9, leaves=leaves))
+
+
+def _parsed(data: bytes, at: float, *, leaves: bool) -> Packet:
+    start = (data[0] & 15) * 4  # the length of the IP header, in words
+    source, destination, size = struct.unpack_from("!HHH", data, start)
+    return Packet(
+        at,
+        leaves,
+        data[8],
+        (socket.inet_ntoa(data[12:16]), source),
+        (socket.inet_ntoa(data[16:20]), destination),
+        data[start + 8 : start + size],
+    )
 
 
 class Refusal(NamedTuple):
@@ -72,20 +167,7 @@ def udp_socket(
     With `errors` it collects ICMP messages for `refusal()`; they then also fail its next call.
     """
     family = socket.AF_INET6 if ipv6 else socket.AF_INET
-    ours, theirs = socket.socketpair()
-    with ours:
-        with theirs:
-            arguments = [str(int(family)), str(port), str(theirs.fileno())]
-            # -I and -S: the program needs nothing but the standard library, and so starts fast.
-            opener = node.popen(
-                [_interpreter(), "-I", "-S", "-c", _OPENER, *arguments],
-                pass_fds=[theirs.fileno()],
-                stderr=subprocess.PIPE,
-            )
-        _, complaint = opener.communicate(timeout=PATIENCE)
-        assert opener.returncode == 0, complaint.decode()
-        _, (descriptor,), _, _ = socket.recv_fds(ours, 1, 1)
-    opened = socket.socket(fileno=descriptor)
+    opened = _opened_in(node, _OPENER, str(int(family)), str(port))
     if errors and ipv6:
         opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
     elif errors:
@@ -116,6 +198,23 @@ def eventually(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
         time.sleep(0.01)  # between looks at a condition that nothing announces
+
+
+def _opened_in(node: Node, script: str, *arguments: str) -> socket.socket:
+    """Run a script in `node`'s namespace that opens a socket there and hands it over."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            # -I and -S: the program needs nothing but the standard library, and so starts fast.
+            opener = node.popen(
+                [_interpreter(), "-I", "-S", "-c", script, *arguments, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stderr=subprocess.PIPE,
+            )
+        _, complaint = opener.communicate(timeout=PATIENCE)
+        assert opener.returncode == 0, complaint.decode()
+        _, (descriptor,), _, _ = socket.recv_fds(ours, 1, 1)
+    return socket.socket(fileno=descriptor)
 
 
 def _interpreter() -> str:

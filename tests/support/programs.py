@@ -18,7 +18,7 @@ from support.tools import need
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from nat_traverse.lab import Node
@@ -122,12 +122,15 @@ class Program:
         lines = self.errors.split("\n")[:-1]
         return [json.loads(line) for line in lines if line.startswith("{")]
 
-    def event(self, name: str) -> dict[str, Any]:
-        """Wait for the first event of this name, and return it."""
-        self.wait_until(
-            lambda: any(event["event"] == name for event in self.events), f"event {name}"
-        )
-        return next(event for event in self.events if event["event"] == name)
+    def event(self, name: str, *, patience: float = PATIENCE, **fields: object) -> dict[str, Any]:
+        """Wait for the first event of this name, and with these fields, and return it."""
+
+        def matching() -> Iterator[dict[str, Any]]:
+            return (each for each in self.events if wanted.items() <= each.items())
+
+        wanted = {"event": name, **fields}
+        self.wait_until(lambda: any(matching()), f"event {wanted}", patience)
+        return next(matching())
 
     def says(self, text: str) -> None:
         """Wait until standard error has `text`."""
@@ -161,12 +164,14 @@ class Program:
             thread.join(PATIENCE)
         return status
 
-    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+    def wait_until(
+        self, condition: Callable[[], bool], what: str, patience: float = PATIENCE
+    ) -> None:
         """Wait until `condition` holds, looking whenever the program has written something."""
         with self._changed:
-            if not self._changed.wait_for(condition, PATIENCE):
+            if not self._changed.wait_for(condition, patience):
                 raise AssertionError(
-                    f"not within {PATIENCE:g} s: {what}; got {len(self.output)} bytes of output,"
+                    f"not within {patience:g} s: {what}; got {len(self.output)} bytes of output,"
                     f" status {self.process.poll()}, and:\n{self.errors}"
                 )
 

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from nat_traverse.cli.getopt import Given, scan
-from nat_traverse.cli.options import COMMANDS, DEFAULT_KIND, DEMO, FORM, TUNNEL
+from nat_traverse.cli.options import (
+    COMMANDS,
+    DEFAULT_KIND,
+    DEMO,
+    FORM,
+    HARD,
+    RATE,
+    TTL,
+    TUNNEL,
+)
 from nat_traverse.errors import UsageError
 
 TYPE_CHECKING = False  # importing typing would double the time that --version takes
@@ -27,6 +36,18 @@ PART: Final = 10
 
 LONGEST: Final = 366 * 24 * 3600
 """A limit of more seconds than this, a year, is none: no clock is asked for sums near infinity."""
+
+LARGEST_TTL: Final = 255
+"""The field in a packet's header has eight bits."""
+
+LARGEST_PORT: Final = 65535
+"""A port number has sixteen."""
+
+SMALLEST_RATE: Final = 20
+"""Packets a second: the agreed ports need a dozen, and less than these would find nothing."""
+
+LARGEST_RATE: Final = 100_000
+"""Packets a second: more than a program like this can send, or any gateway take."""
 
 HINT: Final = "Try 'nat-traverse --help'."
 
@@ -84,16 +105,20 @@ def _settled(found: Scan, command: Command) -> Connect | Demo:
     verbosity = _verbosity(found)
     if command is DEMO:
         return _demo(values, verbosity, found.operands)
-    return _connect(values, verbosity, found.operands)
+    return _connect(values, verbosity, found.operands, _hints(found))
 
 
-def _connect(values: Values, verbosity: int, operands: Sequence[str]) -> Connect:
+def _connect(
+    values: Values, verbosity: int, operands: Sequence[str], hints: tuple[int, ...]
+) -> Connect:
     from nat_traverse.cli.settings import Connect  # noqa: PLC0415 (--version needs none of it)
 
     target = _target(operands)
     window, timeout = _number(values, "window"), _number(values, "timeout")
     leaves = "quit-after-connect" in values
     cmd, handoff = _text(values, "cmd"), _text(values, "handoff")
+    ttl = _text(values, "ttl")
+    rate = _number(values, "rate")
     if handoff is not None and (leaves or cmd is not None):
         other = "--quit-after-connect" if leaves else "--cmd"
         raise UsageError(f"--handoff and {other} exclude each other: either gets the path alone")
@@ -103,6 +128,7 @@ def _connect(values: Values, verbosity: int, operands: Sequence[str]) -> Connect
         cmd = None  # 0.7 never got as far as running it
     elif cmd == "":
         raise UsageError("--cmd wants a command, not an empty word")
+    _check_choices(values, TUNNEL)
     return Connect(
         target=target,
         deadline=_deadline(window, timeout),
@@ -110,6 +136,12 @@ def _connect(values: Values, verbosity: int, operands: Sequence[str]) -> Connect
         cmd=cmd,
         handoff=handoff,
         quit_after_connect=leaves,
+        hard=_text(values, "hard") or HARD.default,
+        ttl=_ttl(TTL.default if ttl is None else ttl),
+        hints=hints,
+        rate=_bounded(
+            "rate", int(RATE.default) if rate is None else rate, SMALLEST_RATE, LARGEST_RATE
+        ),
         verbosity=verbosity,
         json="json" in values,
     )
@@ -120,16 +152,49 @@ def _demo(values: Values, verbosity: int, operands: Sequence[str]) -> Demo:
 
     if operands:
         raise UsageError(f"demo takes options only, and {operands[0]!r} is none")
-    for option in DEMO.options:
-        value, words = _text(values, option.name), [choice.word for choice in option.choices]
-        if words and value is not None and value not in words:
-            raise UsageError(f"--{option.name} is {value!r}, and can be: {', '.join(words)}")
+    _check_choices(values, DEMO)
     return Demo(
         left=_text(values, "left") or DEFAULT_KIND,
         right=_text(values, "right") or DEFAULT_KIND,
         verbosity=verbosity,
         json="json" in values,
     )
+
+
+def _check_choices(values: Values, command: Command) -> None:
+    """Refuse a word that is none of those that an option takes."""
+    for option in command.options:
+        value, words = _text(values, option.name), [choice.word for choice in option.choices]
+        if words and value is not None and value not in words:
+            raise UsageError(f"--{option.name} is {value!r}, and can be: {', '.join(words)}")
+
+
+def _ttl(text: str) -> int | None:
+    """Return what `--ttl` says: None to learn it, 0 for the usual one."""
+    words = {"auto": None, "off": 0}
+    if text in words:
+        return words[text]
+    short = text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_TTL))
+    number = int(text) if short else 0
+    if not 1 <= number <= LARGEST_TTL:
+        raise UsageError(f"--ttl is {text!r}, and can be: 1 to {LARGEST_TTL}, {', '.join(words)}")
+    return number
+
+
+def _hints(found: Scan) -> tuple[int, ...]:
+    """Return the ports of every `--hint`, each once, in the order given."""
+    given = [
+        event.value for event in found.events if isinstance(event, Given) and event.name == "hint"
+    ]
+    ports = [_bounded("hint", value, 1, LARGEST_PORT) for value in given if isinstance(value, int)]
+    return tuple(dict.fromkeys(ports))
+
+
+def _bounded(name: str, number: int, smallest: int, largest: int) -> int:
+    """Return `number`, which has to be in this range."""
+    if not smallest <= number <= largest:
+        raise UsageError(f"--{name} is out of range: it can be {smallest} to {largest}")
+    return number
 
 
 def _target(operands: Sequence[str]) -> Target:

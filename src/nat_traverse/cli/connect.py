@@ -16,14 +16,17 @@ from nat_traverse.carry.stdio import relay_standard_streams
 from nat_traverse.cli.explain import explain
 from nat_traverse.cli.report import Report, TerminalReport, make_report
 from nat_traverse.cli.signals import Signalled, die_of, run_until_signalled
-from nat_traverse.errors import NatTraverseError
+from nat_traverse.errors import NatTraverseError, OtherPortsError
+from nat_traverse.punch.settings import Hard
 from nat_traverse.session import Hole, NotFoundError, PunchSettings, punch
 from nat_traverse.tunnel.plain import PlainTunnel
+from nat_traverse.wire.hello import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nat_traverse.cli.settings import Connect
+    from nat_traverse.cli.target import Target
 
 _STATUS_EVERY = 1.0  # s between two states of the live line
 
@@ -52,6 +55,7 @@ def run(connect: Connect) -> int:
         # Nobody reads our output any more. Like `cat` in a pipeline: no message.
         die_of(signal.SIGPIPE)
     except NotFoundError as error:
+        report.evidence(error.evidence)
         report.explained(explain(error.evidence, report.other_side))
         report.failed(f"{error}.", error.exit_code)
         return error.exit_code
@@ -67,6 +71,8 @@ async def _connect(connect: Connect, report: Report) -> int | Handoff | _Backgro
     try:
         if connect.quit_after_connect:
             await hole.settle()
+            if not hole.connected.agreed:
+                raise OtherPortsError(_other_ports(hole, report.agreed_port, connect.target))
             return 0
         if connect.handoff is not None:
             await hole.settle()
@@ -99,6 +105,14 @@ async def _punch(connect: Connect, report: Report) -> Hole:
         remote_port=target.remote_port,
         timeout=connect.deadline,
         window=connect.window or 0,
+        # Whoever leaves the path to another program leaves it two ports, and nothing else.
+        mode=Mode.PORTS
+        if connect.quit_after_connect or connect.handoff is not None
+        else Mode.PLAIN,
+        hard=Hard(connect.hard),
+        rate=connect.rate,
+        ttl=connect.ttl,
+        hints=connect.hints,
     )
     showing = asyncio.ensure_future(_show_status(report))
     try:
@@ -107,6 +121,18 @@ async def _punch(connect: Connect, report: Report) -> Hole:
         showing.cancel()
         if isinstance(report, TerminalReport):
             report.clear()
+
+
+def _other_ports(hole: Hole, local_port: int, target: Target) -> str:
+    """Return what the user reads when the path that was found is not between the agreed ports."""
+    path, observed = hole.connected.path, hole.connected.observed
+    seen = "" if observed is None else f" (the peer sees {observed})"
+    return (
+        f"A path was found, but not between ports {local_port} here and {target.remote_port} there:"
+        f" it leads from port {hole.socket.local.port}{seen} to {path.remote}. The likeliest reason"
+        " is a gateway that changes port numbers. Try --handoff, which tells the other program the"
+        " ports that do work, or let the tunnel itself carry the data."
+    )
 
 
 async def _show_status(report: Report) -> None:

@@ -181,6 +181,14 @@ DIFFERENCES = (
         "Scripts keep working.",
     ),
     Difference(
+        "other-ports",
+        "Gateways that change port numbers",
+        "No path: exit status 4.",
+        "It searches for the ports. With `--quit-after-connect` the exit status is 6 when the path "
+        "that it finds is not between the two ports that were named.",
+        "The program that comes next uses those two ports, so to it no such path exists.",
+    ),
+    Difference(
         "commands",
         "The word `demo` as first argument",
         "The usage text.",

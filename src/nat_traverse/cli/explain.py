@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 _UNREACHABLE = frozenset({ErrorKind.HOST_UNREACHABLE, ErrorKind.NETWORK_UNREACHABLE})
 
+# Ports tried, from which on a search that found nothing says something: two thirds of those that
+# can succeed have done so by then.
+_SEARCHED = 300
+
 
 class Explanation(NamedTuple):
     """Why there is no path: what was seen, what it means, what to try. One sentence or more each.
@@ -37,9 +41,18 @@ def explain(evidence: Evidence, other_side: str) -> list[Explanation]:
         for path, seen in evidence.paths.items()
         for explanation in _explain_path(path, seen, other_side)
     ]
+    found.extend(_elsewhere(host) for host in evidence.elsewhere)
+    if evidence.ports_tried >= _SEARCHED and not _was_heard(evidence):
+        found.append(_search_failed(evidence))
     if evidence.reflected:
         found.append(_own_packets(evidence.reflected))
     return found
+
+
+def _was_heard(evidence: Evidence) -> bool:
+    return bool(evidence.elsewhere) or any(
+        seen.generation is not None or seen.other_ports for seen in evidence.paths.values()
+    )
 
 
 def _explain_path(path: Path, seen: PathEvidence, other_side: str) -> Iterator[Explanation]:
@@ -51,9 +64,10 @@ def _explain_path(path: Path, seen: PathEvidence, other_side: str) -> Iterator[E
             "port-changed",
             f"The peer's packets came from {path.remote.host} port {ports},"
             f" not {path.remote.port}.",
-            "The peer's gateway changes port numbers, or the peer uses another LOCAL_PORT.",
-            f"Check the other side's command: {other_side}. If it is that, its gateway is one that"
-            " this version can't cross: try IPv6, or forward the port there.",
+            "The peer's gateway changes port numbers, or the peer uses another LOCAL_PORT; and what"
+            " we sent back did not get through.",
+            f"Check the other side's command: {other_side}. If it is that: give both sides more"
+            " time (--timeout), without --hard never; try IPv6; or forward the port there.",
         )
     if seen.generation is Generation.LEGACY:
         yield Explanation(
@@ -76,16 +90,15 @@ def _explain_path(path: Path, seen: PathEvidence, other_side: str) -> Iterator[E
             f" and none of ours was answered ({seen.hellos_sent} sent).",
             "The way in is open and the way out is not: the peer's gateway or a firewall there"
             " drops our packets, or it has given the peer another port.",
-            f"Check the other side's command: {other_side}. Look for a firewall there; if its"
-            " gateway answers uninvited packets itself, stop both sides for a minute, then start"
-            " them at the same time.",
+            f"Check the other side's command: {other_side}. Look for a firewall there; and leave"
+            " both sides running for two minutes, with clocks that agree within ten seconds.",
         )
     elif not seen.other_ports:
         yield Explanation(
             "silence",
             f"Nothing at all came from the peer at {peer} ({seen.hellos_sent} packets sent).",
             "Likeliest, the other side was not running at the time, or uses another address or"
-            " port; else a gateway on the way changes ports or blocks UDP.",
+            " port; else a gateway or firewall on the way blocks UDP.",
             f"Check that the other side runs: {other_side}; that {path.remote.host} is its public"
             " address; and that both were running at the same time.",
         )
@@ -107,7 +120,8 @@ def _explain_errors(peer: str, seen: PathEvidence) -> Iterator[Explanation]:
                 f"{reporter or peer} answered {times} that nobody listens on the port.",
                 "The peer's gateway answers for itself, which is usual until the other side has"
                 " started; or the peer itself is not running.",
-                "Start the other side, then this one; several tries do no harm.",
+                "Start the other side and leave both running over the full minute: then both knock"
+                " at the same second. Their clocks must not differ by more than ten seconds.",
             )
         elif kind is ErrorKind.PROHIBITED:
             yield Explanation(
@@ -123,6 +137,28 @@ def _explain_errors(peer: str, seen: PathEvidence) -> Iterator[Explanation]:
                 f"There is no route to {peer} at the moment, here or further on.",
                 "Check both Internet connections, and that the address is a public one.",
             )
+
+
+def _elsewhere(host: str) -> Explanation:
+    return Explanation(
+        "other-address",
+        f"Somebody who received our packets answered from {host}, which is not PEER.",
+        "The peer's gateway, or its carrier's, has several public addresses.",
+        f"Give {host} as PEER; without a secret no answer from elsewhere is accepted.",
+    )
+
+
+def _search_failed(evidence: Evidence) -> Explanation:
+    return Explanation(
+        "both-change-ports",
+        f"{evidence.ports_tried:,} other ports of the peer's were tried, and"
+        f" {evidence.openings_sent:,} openings made for its own search; none met the other.",
+        "If the other side was running all the time, both gateways change port numbers, which can't"
+        " be found out blindly, or one of them blocks UDP.",
+        "Try IPv6, or forward a port on one of the gateways. If a gateway counts its ports upwards,"
+        " give the other side a recent one as --hint, on both sides; else --hard always with a"
+        " --rate of 1000 or more, if the networks can bear that.",
+    )
 
 
 def _own_packets(count: int) -> Explanation:

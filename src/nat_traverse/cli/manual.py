@@ -36,8 +36,10 @@ answers. The first packets are given a short life, so that they open the gateway
 and die before they reach the other.
 
 It works when both gateways keep the port numbers, as home routers mostly do, when there are only
-firewalls (as with IPv6), and when one side has a public address. It does not find a way through a
-gateway that picks new port numbers.
+firewalls (as with IPv6), and when one side has a public address. When one of the gateways picks new
+port numbers, it searches for them, which takes seconds. When a gateway has taken the first packets
+for its own, both sides try again at the next full minute, so their clocks should not differ by more
+than ten seconds. Two gateways that both pick new port numbers are seldom crossed; see `--hard`.
 
 The tunnel carries standard input and output, a command, or nothing at all when another program is
 to use the path. It is not encrypted, and nobody proves who he is: whoever could read or forge the
@@ -51,7 +53,8 @@ OPTIONS_INTRODUCTION = """
 An option starts with `--`, `-` or `+`. Its name can be in any case and can be shortened: to one
 letter for the six options of 0.7, which go first, and as far as it stays unique for the others. A
 value is the next word or follows an equals sign. There are no bundles: `-w3` is not `-w 3`. Options
-may stand after the address; `--` ends them. When an option is given twice, the last one counts.
+may stand after the address; `--` ends them. When an option is given twice, the last one counts,
+except for `--hint`.
 """
 
 PPP = """
@@ -111,6 +114,7 @@ EXIT_STATUS = (
     ("2", "The command line makes no sense. Nothing was sent."),
     ("4", "No path was found within the time limit."),
     ("5", "The tunnel was used, and packets with data got lost in it."),
+    ("6", "With `--quit-after-connect`: a path was found, but not between the agreed ports."),
     ("13", "The local port needs privileges that the user does not have."),
     ("22", "The name of the peer is unknown."),
     ("28", "What the peer sent could not be written: the disk is full."),

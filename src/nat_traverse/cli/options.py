@@ -128,6 +128,7 @@ class Command:
 
 CARRY: Final = "What the tunnel carries (default: standard input and output)"
 EFFORT: Final = "How long it tries"
+SEARCH: Final = "How it finds the path"
 TALK: Final = "How it talks (always on standard error)"
 GATEWAYS: Final = "The gateways"
 OTHER: Final = "Other"
@@ -183,11 +184,16 @@ QUIT: Final = Option(
     FLAG,
     legacy=True,
     group=CARRY,
-    summary="exit 0 as soon as a path is proven; carry nothing",
+    summary="exit 0 as soon as a path between the two ports is proven, 6 if there is one between "
+    "other ports only; carry nothing",
     manual="""
-        Exit with status 0 as soon as the path is proven, and carry nothing. The path stays
-        open for a while, so another program can use the same two ports; see EXAMPLES. With
-        `--cmd` the command is not run.
+        Exit with status 0 as soon as the path between *LOCAL_PORT* and *REMOTE_PORT* is
+        proven, and carry nothing. The path stays open for a while, so another program can use
+        the same two ports; see EXAMPLES. With `--cmd` the command is not run.
+
+        When a path between other ports is found first, it is used to bring up the one between
+        these two, which can take half a minute. If that fails, because a gateway changes
+        port numbers, the exit status is 6, and what was found is told.
     """,
 )
 
@@ -221,6 +227,77 @@ WINDOW: Final = Option(
         Towards a peer that runs nat-traverse 0.7: the number of opening packets, one a
         second, that precede the acknowledgement, as they did there. Towards any other peer
         only part of the time limit; see `--timeout`. A negative number counts as 0.
+    """,
+)
+
+HARD: Final = Option(
+    "hard",
+    STRING,
+    metavar="WHEN",
+    group=SEARCH,
+    choices=(
+        Choice("auto", "at most 4,096 packets: enough if one gateway changes ports"),
+        Choice("always", "without that limit: for two such gateways, see --rate"),
+        Choice("never", "no search; the agreed ports only"),
+    ),
+    default="auto",
+    summary="whether to search for the ports of a gateway that changes them",
+    manual="""
+        Whether to search for the port that a gateway has given the peer, when it does not keep
+        the one that was agreed on. `auto` sends at most 4,096 packets for that, which is enough
+        when only one of the two gateways is of that kind. `always` goes on until the time limit:
+        with two such gateways each side has to send tens of thousands of packets, so a higher
+        `--rate` and a long `--timeout` belong to it, and the consent of whoever runs the
+        networks. `never` keeps to the agreed ports.
+    """,
+)
+
+TTL: Final = Option(
+    "ttl",
+    STRING,
+    metavar="N",
+    group=SEARCH,
+    default="auto",
+    summary="time to live of the packets that open the own gateway: 1 to 255, auto, "
+    "or off for that of all others",
+    manual="""
+        The time to live (with IPv6: the hop limit) of the packets that open the gateway of the own
+        side. They have to pass that and must not reach the gateway of the other side, some of which
+        take such a packet for one of their own and then give their host another port. `auto` learns
+        it from what routers report, and tries 2, 4 and 7 until then. `off` sends them like all
+        others.
+    """,
+)
+
+HINT: Final = Option(
+    "hint",
+    INTEGER,
+    metavar="PORT",
+    group=SEARCH,
+    summary="a port that the peer's gateway was seen to use lately: search near it first; "
+    "may be given more than once",
+    manual="""
+        A port that the peer's gateway was seen to use lately, as its user may read off any service
+        that shows it. Gateways that count upwards are likely to use one soon after it, so the
+        search begins there. It may be given more than once, the likeliest port first.
+
+        Two gateways that both count upwards meet when both users give a hint, not otherwise; that
+        takes up to a minute and a half, and clocks that agree within ten seconds.
+    """,
+)
+
+RATE: Final = Option(
+    "rate",
+    INTEGER,
+    metavar="PPS",
+    group=SEARCH,
+    default="100",
+    summary="unsolicited packets a second, at most",
+    manual="""
+        How many packets a second are sent at most to ports of the peer's that have not answered.
+        Some home gateways take more than 100 a second for an attack, and drop all for a while.
+        It can be 20 to 100000; the agreed ports alone need about 12 for each of the peer's
+        addresses.
     """,
 )
 
@@ -311,7 +388,13 @@ TUNNEL: Final = Command(
     operand=FORM,
     summary="a direct tunnel between two machines behind NAT",
     manual="",
-    options=(CMD, HANDOFF, QUIT, TIMEOUT, WINDOW, QUIET, VERBOSE, JSON, HELP, VERSION),
+    options=(
+        *(CMD, HANDOFF, QUIT),
+        *(TIMEOUT, WINDOW),
+        *(HARD, TTL, HINT, RATE),
+        *(QUIET, VERBOSE, JSON),
+        *(HELP, VERSION),
+    ),
 )
 
 DEMO: Final = Command(

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Final
 from nat_traverse.carry.receiver import OutputOverflowed
 from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE
 from nat_traverse.cli.target import bracketed, other_side
-from nat_traverse.model import ErrorKind, Generation
+from nat_traverse.model import ErrorKind, Generation, Rung
 from nat_traverse.punch.machine import (
+    AgreedPairAwaited,
     Connected,
     PathValidated,
     PeerHeard,
     PeerRefused,
     PortChanged,
+    RungStarted,
 )
-from nat_traverse.session import Opened, SessionEvent
+from nat_traverse.session import Opened, PortChosen, SessionEvent
 from nat_traverse.tunnel.plain import (
     DeliveryKnown,
     PeerClosed,
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
     from nat_traverse.carry.relay import RelayEvent
     from nat_traverse.cli.explain import Explanation
     from nat_traverse.cli.settings import Connect
-    from nat_traverse.model import NetworkError
+    from nat_traverse.model import Endpoint, NetworkError, Path
+    from nat_traverse.punch.evidence import Evidence, PathEvidence
 
 EVENT_FIELDS: Final = (
     ("event", "What happened, one of the words below; the first field of every object."),
@@ -45,14 +48,18 @@ EVENT_FIELDS: Final = (
      " that are tried), `other_side` (the command to run there).")),
     ("no-route", "One of the peer's addresses can't be reached from here. `peer`, `reason`."),
     ("left-out", "An address beyond the eight that are tried. `peer`."),
+    ("trying", ("A strategy begins, or begins again. `strategy` (`direct`, `quiet`, `hop`, `spray`,"
+     " `predict`), `again` (when it knocks next, on the clock of `elapsed`, or null).")),
+    ("agreed-pair", ("A path over other ports works, and is used to bring up the agreed ones, which"
+     " another program wants. `peer`, `silence` (seconds that this may take).")),
     ("heard", "The first message of the peer's. `peer`, `generation` (`current` or `0.7`)."),
     ("refused", ("A refusal of a kind not seen before. `peer`, `error`, `reporter` (an address, or"
      " null for this host itself).")),
     ("port-changed", "The peer's packets come from another port. `peer`, `actual`."),
     ("validated", "A path is open in both directions. `peer`, `round_trip` (seconds or null)."),
     ("connected", ("Both sides use this path. `peer`, `local_port`, `observed` (our address as the"
-     " peer sees it, or null), `strategy`, `round_trip`, `datagram_size` (bytes), `generation`,"
-     " `encrypted`.")),
+     " peer sees it, or null), `strategy` (as with `trying`), `agreed` (whether it is between the"
+     " agreed ports), `round_trip`, `datagram_size` (bytes), `generation`, `encrypted`.")),
     ("running", "The command was started. `command`."),
     ("finished", "The peer sends no more. `sent`, `received` (bytes)."),
     ("delivered", "The peer has had the end of our data. `sent`, `received` (bytes)."),
@@ -62,9 +69,29 @@ EVENT_FIELDS: Final = (
     ("overflowed", "Our output is read too slowly: datagrams are dropped."),
     ("explanation", ("Why there is no path; one object for each thing that was seen."
      " `code`, `seen`, `means`, `advice`.")),
+    ("evidence", ("All that was seen, if no path was found. `paths` (objects with `peer`,"
+     " `hellos_sent`, `hellos_received`, `acks_received`, `generation`, `validated`, `other_ports`,"
+     " `errors`), `strategies` (that were begun besides direct), `ports_tried`, `openings_sent`,"
+     " `refused_probes`, `elsewhere` (addresses), and numbers of datagrams that were ignored:"
+     " `strangers`, `malformed`, `not_ours`, `reflected`, `stale`.")),
     ("error", "It failed. `message`, `exit_code`."),
 )  # fmt: skip
 """The documentation of `--json`: names, and what they mean. Names are never changed."""
+
+# Strategies that a user hears of unasked, and only once. The others begin beside these.
+_NEWS: Final = frozenset({Rung.QUIET, Rung.SPRAY})
+
+# Of the evidence, in the order in which a reader wants them.
+_COUNTERS: Final = (
+    "ports_tried",
+    "openings_sent",
+    "refused_probes",
+    "strangers",
+    "malformed",
+    "not_ours",
+    "reflected",
+    "stale",
+)
 
 _MILLISECOND = 1000
 
@@ -80,12 +107,21 @@ class Report:
         self._connect = connect
         self._started = started
         self._local_port = connect.target.local_port
+        self._path_port: int | None = None
+        self._awaited = False
+        self._begun: set[Rung] = set()
+        self._refusals: set[tuple[str, ErrorKind]] = set()
         self._status = ""
 
     @property
     def elapsed(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self._started
+
+    @property
+    def agreed_port(self) -> int:
+        """The local port that the peer was told, which is known once a socket is bound to it."""
+        return self._local_port
 
     @property
     def other_side(self) -> str:
@@ -99,17 +135,22 @@ class Report:
         match event:
             case Opened():
                 self._opened(event)
+            case PortChosen(local_port):
+                self._path_port = local_port
+            case RungStarted(rung, until):
+                self._trying(rung, until)
+            case AgreedPairAwaited(path, silence):
+                self._agreed_pair(str(path.remote), silence)
             case PeerHeard(path, generation):
                 old = generation is Generation.LEGACY
                 text = f"heard the peer at {path.remote}{', which runs 0.7' if old else ''}"
                 self._tell("heard", text, peer=str(path.remote), generation=generation.value)
             case PeerRefused(path, error):
-                self._refused(str(path.remote), error)
+                self._refused(path.remote, error)
             case PortChanged(path, actual):
                 self._tell(
                     "port-changed",
-                    f"the peer's packets come from port {actual.port}, not {path.remote.port}:"
-                    " its gateway changes ports",
+                    f"the peer's packets come from port {actual.port}, not {path.remote.port}",
                     peer=str(path.remote),
                     actual=str(actual),
                 )
@@ -139,6 +180,17 @@ class Report:
         for each in explanations:
             lines = (each.seen, f"  This means: {each.means}", f"  Try: {each.advice}")
             self._tell("explanation", "\n".join(lines), level=QUIET, **each._asdict())
+
+    def evidence(self, seen: Evidence) -> None:
+        """Tell what the explanations are made from, to whoever wants to draw other conclusions."""
+        fields = {
+            "paths": [_path_data(path, each) for path, each in seen.paths.items()],
+            "strategies": [rung.value for rung in seen.rungs],
+            "elsewhere": seen.elsewhere,
+            **{name: getattr(seen, name) for name in _COUNTERS},
+        }
+        counted = ", ".join(f"{name.replace('_', ' ')} {fields[name]}" for name in _COUNTERS)
+        self._tell("evidence", f"counted: {counted}", level=VERBOSE, **fields)
 
     def waiting(self) -> None:
         """Show, on a terminal, that it is still trying; called once a second."""
@@ -188,14 +240,66 @@ class Report:
             text = f"not trying {remote}: the name has too many addresses"
             self._tell("left-out", text, peer=str(remote))
 
-    def _refused(self, peer: str, error: NetworkError) -> None:
+    def _trying(self, rung: Rung, until: float | None) -> None:
+        """Tell of a strategy; of one that begins again with every minute, only the first time."""
+        level = NORMAL if rung in _NEWS and rung not in self._begun else VERBOSE
+        self._begun.add(rung)
+        when = "" if until is None else f" at {_wall_clock(until)}"
+        self._tell(
+            "trying",
+            self._strategy(rung) + when,
+            level=level,
+            strategy=rung.value,
+            again=None if until is None else round(until - self._started, 3),
+        )
+
+    def _strategy(self, rung: Rung) -> str:
+        """Say what a strategy does, in words that a time can follow."""
+        match rung:
+            case Rung.DIRECT:
+                return "trying the agreed ports"
+            case Rung.QUIET if self._answers_for_itself:
+                return "the other gateway answers for itself; trying again"
+            case Rung.QUIET:
+                return (
+                    "no answer yet; keeping still, in case the other gateway took our packets for"
+                    " its own; trying again"
+                )
+            case Rung.HOP:
+                return "trying fresh ports"
+            case Rung.SPRAY:
+                return "looking for the port of a gateway that changes ports"
+            case Rung.PREDICT:
+                return "looking for it near the ports that were seen"
+
+    @property
+    def _answers_for_itself(self) -> bool:
+        return any(kind is ErrorKind.PORT_UNREACHABLE for _, kind in self._refusals)
+
+    def _agreed_pair(self, peer: str, silence: float) -> None:
+        text = "bringing up the agreed ports"
+        if not self._awaited:
+            text = f"found a way over other ports (to {peer}); bringing up the agreed ones"
+        self._awaited = True
+        if silence > 0:
+            text += (
+                f", which takes up to {silence:.0f} s, because a gateway has to forget what it took"
+                " for its own"
+            )
+        self._tell("agreed-pair", text, peer=peer, silence=silence)
+
+    def _refused(self, remote: Endpoint, error: NetworkError) -> None:
+        peer = str(remote)
+        # A search meets the same refusal at many ports of one host.
+        known = (remote.host, error.kind) in self._refusals
+        self._refusals.add((remote.host, error.kind))
         if error.kind is ErrorKind.TIME_EXCEEDED:
             text = f"an opening packet to {peer} ended at {error.reporter}, as it should"
             level = VERBOSE
         else:
             who = error.reporter or "this host"
             text = f"{who} refuses packets to {peer}: {error.kind.value}; still trying"
-            level = NORMAL
+            level = VERBOSE if known else NORMAL
         self._tell(
             "refused", text, level=level, peer=peer, error=error.kind.value, reporter=error.reporter
         )
@@ -205,7 +309,8 @@ class Report:
         old = event.generation is Generation.LEGACY
         observed = event.observed
         here = "" if observed is None else f", which sees us as {observed}"
-        text = f"connected: port {self._local_port} to {remote}{here}, direct"
+        port = self._local_port if self._path_port is None else self._path_port
+        text = f"connected: port {port} to {remote}{here}, {event.rung.value}"
         if event.round_trip is not None:
             text += f", round trip {event.round_trip * _MILLISECOND:.1f} ms"
         text += f", not encrypted, peer speaks {'0.7' if old else 'protocol 1'}"
@@ -213,9 +318,10 @@ class Report:
             "connected",
             text,
             peer=str(remote),
-            local_port=self._local_port,
+            local_port=port,
             observed=None if observed is None else str(observed),
-            strategy="direct",
+            strategy=event.rung.value,
+            agreed=event.agreed,
             round_trip=event.round_trip,
             datagram_size=event.datagram_size,
             generation=event.generation.value,
@@ -261,6 +367,28 @@ class Report:
                 )
             case _:
                 pass
+
+
+def _path_data(path: Path, seen: PathEvidence) -> dict[str, object]:
+    return {
+        "peer": str(path.remote),
+        "hellos_sent": seen.hellos_sent,
+        "hellos_received": seen.hellos_received,
+        "acks_received": seen.acks_received,
+        "generation": None if seen.generation is None else seen.generation.value,
+        "validated": seen.validated,
+        "other_ports": seen.other_ports,
+        "errors": [
+            {"error": kind.value, "reporter": reporter, "count": count}
+            for (kind, reporter), count in seen.errors.items()
+        ],
+    }
+
+
+def _wall_clock(at: float) -> str:
+    """Spell a time of time.monotonic's clock as a clock on the wall shows it, to the second."""
+    # Minutes begin where the machine says; a microsecond before is not the minute before.
+    return time.strftime("%H:%M:%S", time.localtime(round(time.time() + at - time.monotonic())))
 
 
 class JsonReport(Report):

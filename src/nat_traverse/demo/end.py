@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
     from nat_traverse.demo.stage import Place
 
-# Seconds after which the program gives up. Ports that are kept connect within one; a demo of what
-# can't connect has to come to its end before the user does.
-DEADLINE: Final = 15
+# Seconds after which the program gives up. Ports that are kept connect within one; of searches for
+# the ports of one gateway 99 in 100 end within 25; and what has to wait for the next full minute
+# tries at 10 s at the earliest, so at 70 s at the latest. A demo of what can't connect has to come
+# to its end before the user does.
+DEADLINE: Final = 80
 
 # The program as a user runs it, but for its words, which it is to say as data, and the deadline.
 # -P: a file in the working directory that is called like a module of Python's is none of ours.

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 # What an event is called in the timeline; one that is not here has no place there.
 _LABELS: Final = {
     "opened": "port open",
+    "agreed-pair": "other ports work",
     "heard": "heard the peer",
     "refused": "refused",
     "port-changed": "other port seen",
@@ -26,6 +27,8 @@ _LABELS: Final = {
 }
 # Shown with `--verbose` only.
 _DETAILS: Final = frozenset({"validated"})
+# Strategies that begin beside another one, or at once.
+_QUIETLY: Final = frozenset({"direct", "hop", "predict"})
 
 _OPENING_ENDED: Final = "time to live exceeded"  # the error that an opening packet is to meet
 
@@ -47,6 +50,9 @@ def words(event: Fields) -> Words:
     text = str(event.get("text", name))
     if event.get("error") == _OPENING_ENDED:
         return Words(text, "way out opened", detail=True)
+    if name == "trying":
+        strategy = event.get("strategy")
+        return Words(text, f"tries: {strategy}", detail=strategy in _QUIETLY)
     if name == "opened":
         # The demo has shown what to run on the other side.
         text = text.partition("\n")[0]

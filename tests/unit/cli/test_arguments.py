@@ -42,6 +42,10 @@ def test_defaults() -> None:
         cmd=None,
         handoff=None,
         quit_after_connect=False,
+        hard="auto",
+        ttl=None,
+        hints=(),
+        rate=100,
         verbosity=NORMAL,
         json=False,
     )
@@ -76,6 +80,57 @@ def test_verbosity_is_what_was_said_last() -> None:
     assert connect("--quiet", "--verbose").verbosity == VERBOSE
     assert connect("--verbose", "--quiet").verbosity == QUIET
     assert connect("--verbose", "--verbose").verbosity == VERBOSE
+
+
+@pytest.mark.parametrize("word", ["auto", "always", "never"])
+def test_how_hard_it_searches(word: str) -> None:
+    assert connect("--hard", word).hard == word
+
+
+def test_how_hard_it_can_not_search() -> None:
+    for word in ("", "Auto", "very"):
+        assert refusal("--hard", word, "1:h:2") == [
+            f"--hard is {word!r}, and can be: auto, always, never"
+        ]
+
+
+@pytest.mark.parametrize(
+    ("word", "ttl"), [("auto", None), ("off", 0), ("1", 1), ("007", 7), ("255", 255)]
+)
+def test_ttl(word: str, ttl: int | None) -> None:
+    assert connect("--ttl", word).ttl == ttl
+
+
+@pytest.mark.parametrize(
+    "word", ["", "0", "256", "-1", "+1", "1.0", "2 ", "OFF", "\u0663", "\u00b2", "9" * 5000]
+)
+def test_no_ttl(word: str) -> None:
+    (line,) = refusal("--ttl", word, "1:h:2")
+    assert line.startswith("--ttl is ")
+    assert line.endswith(", and can be: 1 to 255, auto, off")
+
+
+def test_hints_add_up_in_the_order_given() -> None:
+    words = ("--hint", "50000", "--hint=1", "--hi", "65535", "--hint", "50000")
+    assert connect(*words).hints == (50000, 1, 65535)
+
+
+@pytest.mark.parametrize("word", ["0", "65536", "-1", "9" * 5000])
+def test_no_hint(word: str) -> None:
+    text = "--hint is out of range: it can be 1 to 65535"
+    assert refusal("--hint", word, "--hint", "5", "1:h:2") == [text]
+    assert refusal("--hint", "5", "--hint", word, "1:h:2") == [text]
+
+
+@pytest.mark.parametrize("rate", [20, 100, 100_000])
+def test_rate(rate: int) -> None:
+    assert connect("--rate", str(rate)).rate == rate
+
+
+@pytest.mark.parametrize("word", ["19", "100001", "-1", "9" * 5000])
+def test_no_rate(word: str) -> None:
+    text = "--rate is out of range: it can be 20 to 100000"
+    assert refusal("--rate", word, "1:h:2") == [text]
 
 
 def test_json() -> None:

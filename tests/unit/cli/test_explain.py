@@ -116,6 +116,36 @@ def test_our_own_packets() -> None:
     assert second.seen.startswith("5 of our own packets")
 
 
+def test_a_search_without_a_result() -> None:
+    evidence = Evidence({PATH: seen()}, ports_tried=2831, openings_sent=1265)
+    first, second = explain(evidence, OTHER_SIDE)
+    assert first.code == "silence"
+    assert second.code == "both-change-ports"
+    assert second.seen.startswith("2,831 other ports of the peer's were tried, and 1,265 openings")
+    assert "--hint" in second.advice
+    assert "--hard always" in second.advice
+
+
+def test_a_search_that_was_short_or_of_a_peer_that_was_heard_says_nothing() -> None:
+    assert codes_of(Evidence({PATH: seen()}, ports_tried=299)) == ["silence"]
+    assert codes_of(Evidence({PATH: seen(ports=(7,))}, ports_tried=2831)) == ["port-changed"]
+    elsewhere = Evidence({PATH: seen()}, ports_tried=2831, elsewhere=["192.0.2.9"])
+    assert codes_of(elsewhere) == ["silence", "other-address"]
+
+
+def codes_of(evidence: Evidence) -> list[str]:
+    return [each.code for each in explain(evidence, OTHER_SIDE)]
+
+
+def test_a_peer_at_another_address() -> None:
+    evidence = Evidence({PATH: seen()})
+    evidence.note_elsewhere("192.0.2.9")
+    _, why = explain(evidence, OTHER_SIDE)
+    assert why.code == "other-address"
+    assert "answered from 192.0.2.9, which is not PEER" in why.seen
+    assert why.advice.startswith("Give 192.0.2.9 as PEER")
+
+
 def test_there_is_always_an_explanation_and_it_is_whole() -> None:
     facts = product(
         (None, *Generation), (0, 3), (False, True), ((), (7,)), (None, *ErrorKind), (None, GATEWAY)

@@ -128,3 +128,20 @@ def test_anything_is_read_and_no_word_appears_from_nowhere(words: list[str], pos
     assert len(result.events) + len(result.operands) <= len(words)
     rest = iter(words)
     assert all(operand in rest for operand in result.operands)  # a subsequence
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [("--t", "timeout"), ("--h", "help"), ("--q", "quit-after-connect"), ("--v", "version")],
+)
+def test_later_options_take_no_letter_away(word: str, name: str) -> None:
+    events, _ = read(word, "7")
+    assert events[0].startswith(f"{name}=")
+
+
+def test_later_options_can_be_shortened_as_far_as_they_differ() -> None:
+    assert read("--tt=7", "--hi=7", "--r=7", "--har=never", "--han=ls") == (
+        ["ttl=7", "hint=7", "rate=7", "hard=never", "handoff=ls"],
+        [],
+    )
+    assert read("--ha=never") == (["! Option ha is ambiguous (handoff, hard)"], [])

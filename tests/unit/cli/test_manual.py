@@ -11,7 +11,7 @@ from nat_traverse.cli.manual import manual
 from nat_traverse.cli.options import COMMANDS, TUNNEL
 from nat_traverse.cli.report import EVENT_FIELDS
 from nat_traverse.cli.roff import escape
-from nat_traverse.errors import EXIT_DATA_LOST, EXIT_NO_PATH, EXIT_USAGE
+from nat_traverse.errors import EXIT_DATA_LOST, EXIT_NO_PATH, EXIT_OTHER_PORTS, EXIT_USAGE
 from support.tools import need
 
 COMMITTED = Path(__file__).parents[3] / "docs" / "nat-traverse.1"
@@ -88,7 +88,7 @@ def test_every_option_command_and_difference() -> None:
 
 
 def test_every_exit_code_of_ours() -> None:
-    for code in (EXIT_USAGE, EXIT_NO_PATH, EXIT_DATA_LOST):
+    for code in (EXIT_USAGE, EXIT_NO_PATH, EXIT_DATA_LOST, EXIT_OTHER_PORTS):
         assert f".TP\n\\fB{code}\\fR\n" in manual()
 
 

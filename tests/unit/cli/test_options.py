@@ -3,6 +3,7 @@ from __future__ import annotations
 from nat_traverse.cli import options
 from nat_traverse.cli.options import COMMANDS, DEMO, TUNNEL
 from nat_traverse.lab.ruleset import Kind
+from nat_traverse.punch.settings import DEFAULT_RATE, Hard
 
 EVERY = (TUNNEL, *COMMANDS.values())
 
@@ -54,6 +55,13 @@ def test_kinds_are_those_of_the_lab() -> None:
     words = [choice.word for choice in options.KINDS]
     assert sorted(words) == sorted(kind.value for kind in Kind)
     assert options.DEFAULT_KIND in words
+
+
+def test_words_and_defaults_of_the_search_are_those_of_the_machines() -> None:
+    words = [choice.word for choice in options.HARD.choices]
+    assert words == [hard.value for hard in Hard]
+    assert options.HARD.default == Hard.AUTO.value
+    assert float(options.RATE.default) == DEFAULT_RATE
 
 
 def test_groups_hold_every_option_once() -> None:

@@ -20,18 +20,20 @@ from nat_traverse.cli.report import (
 )
 from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE, Connect
 from nat_traverse.cli.target import Target
-from nat_traverse.model import Endpoint, ErrorKind, Generation, NetworkError, Path
-from nat_traverse.punch.evidence import Evidence
+from nat_traverse.model import Endpoint, ErrorKind, Generation, NetworkError, Path, Rung
+from nat_traverse.punch.evidence import Evidence, PathEvidence
 from nat_traverse.punch.machine import (
+    AgreedPairAwaited,
     Connected,
     DeadlinePassed,
     PathValidated,
     PeerHeard,
     PeerRefused,
     PortChanged,
+    RungStarted,
     Settled,
 )
-from nat_traverse.session import Opened, SessionEvent
+from nat_traverse.session import Opened, PortChosen, SessionEvent
 from nat_traverse.tunnel.plain import (
     DeliveryKnown,
     Ended,
@@ -73,6 +75,14 @@ EVENTS: list[tuple[SessionEvent | RelayEvent, int, str, str]] = [
     (OPENED, NORMAL, "opened", "nat-traverse 40001:<public address of this side>:40000"),
     (OPENED, VERBOSE, "no-route", "not trying 192.0.2.1:40001: no route"),
     (OPENED, NORMAL, "left-out", "not trying 192.0.2.9:40001: the name has too many addresses"),
+    (RungStarted(Rung.DIRECT), VERBOSE, "trying", "trying the agreed ports\n"),
+    (RungStarted(Rung.QUIET, 1.0), NORMAL, "trying", "no answer yet; keeping still, in case "),
+    (RungStarted(Rung.HOP, 1.0), VERBOSE, "trying", "trying fresh ports at "),
+    (RungStarted(Rung.SPRAY), NORMAL, "trying", "the port of a gateway that changes ports\n"),
+    (RungStarted(Rung.PREDICT), VERBOSE, "trying", "near the ports that were seen\n"),
+    (AgreedPairAwaited(PATH, 33.0), NORMAL, "agreed-pair", "other ports (to 203.0.113.2:40001); "),
+    (AgreedPairAwaited(PATH, 33.0), NORMAL, "agreed-pair", "up to 33 s, because a gateway has to "),
+    (AgreedPairAwaited(PATH, 0.0), NORMAL, "agreed-pair", "bringing up the agreed ones\n"),
     (PeerHeard(PATH, Generation.CURRENT), NORMAL, "heard", "heard the peer at 203.0.113.2:40001\n"),
     (PeerHeard(PATH, Generation.LEGACY), NORMAL, "heard", "203.0.113.2:40001, which runs 0.7\n"),
     (PeerRefused(PATH, REFUSED), NORMAL, "refused", "203.0.113.1 refuses packets to 203.0.113.2"),
@@ -185,6 +195,7 @@ def test_json_names_its_fields_as_documented(capsys: Capture) -> None:
         told.observe(event)
     told.running("ls")
     told.explained([WHY])
+    told.evidence(Evidence({PATH: PathEvidence()}))
     told.failed("No path.", 4)
     documented = dict(EVENT_FIELDS)
     seen = set()
@@ -193,6 +204,22 @@ def test_json_names_its_fields_as_documented(capsys: Capture) -> None:
         for field in set(line) - set(COMMON):
             assert f"`{field}`" in documented[line["event"]], (line["event"], field)
     assert seen == set(documented) - set(COMMON)
+
+
+def test_json_of_the_evidence(capsys: Capture) -> None:
+    seen = PathEvidence(hellos_sent=12, generation=Generation.CURRENT)
+    seen.note_error(ErrorKind.PORT_UNREACHABLE, "203.0.113.2")
+    seen.note_port(28710)
+    evidence = Evidence({PATH: seen}, ports_tried=345, rungs=[Rung.SPRAY])
+    report(JsonReport).evidence(evidence)
+    line = json.loads(capsys.readouterr().err)
+    assert line["ports_tried"] == 345
+    assert line["strategies"] == ["spray"]
+    (path,) = line["paths"]
+    assert path["peer"] == str(PATH.remote)
+    assert path["other_ports"] == [28710]
+    assert path["errors"] == [{"error": "port unreachable", "reporter": "203.0.113.2", "count": 1}]
+    assert line["text"].startswith("counted: ports tried 345,")
 
 
 def test_json_of_a_connection(capsys: Capture) -> None:
@@ -206,11 +233,95 @@ def test_json_of_a_connection(capsys: Capture) -> None:
         "local_port": 40000,
         "observed": "198.51.100.2:40000",
         "strategy": "direct",
+        "agreed": True,
         "round_trip": 0.02,
         "datagram_size": 1400,
         "generation": "current",
         "encrypted": False,
     }
+
+
+def test_json_of_a_connection_over_another_port(capsys: Capture) -> None:
+    told = report(JsonReport)
+    told.observe(OPENED)
+    told.observe(PortChosen(51_000))
+    told.observe(CONNECTED._replace(rung=Rung.SPRAY, agreed=False))
+    line = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert (line["local_port"], line["strategy"], line["agreed"]) == (51_000, "spray", False)
+    assert line["text"].startswith("connected: port 51000 to 203.0.113.2:40001, ")
+    assert ", spray, round trip" in line["text"]
+    # What the other side has to be told has not changed.
+    assert told.agreed_port == 40000
+    assert told.other_side.endswith(":40000")
+
+
+def test_json_of_a_strategy(capsys: Capture) -> None:
+    told = report(JsonReport, ago=5.0)
+    told.observe(RungStarted(Rung.QUIET, time.monotonic() + 20.0))
+    told.observe(RungStarted(Rung.SPRAY))
+    quiet, spray = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (quiet["event"], quiet["strategy"]) == ("trying", "quiet")
+    assert quiet["again"] - quiet["elapsed"] == pytest.approx(20.0, abs=1.0)
+    assert (spray["strategy"], spray["again"]) == ("spray", None)
+
+
+# -- strategies -----------------------------------------------------------------------------------
+
+
+def test_the_time_of_the_next_try_is_that_of_the_clock_on_the_wall(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "XXX-05:30")  # India's: five and a half hours before UTC
+    time.tzset()
+    try:
+        midnight = 1_700_006_400 - 1_700_006_400 % 86_400
+        monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+        monkeypatch.setattr(time, "time", lambda: midnight + 17.0)
+        # The machine's sums are not exact to the last bit.
+        report().observe(RungStarted(Rung.QUIET, 1000.0 + 43.0 - 1e-6))
+        assert "trying again at 05:31:00\n" in capsys.readouterr().err
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_gateway_that_answers_for_itself_is_named_as_the_reason(capsys: Capture) -> None:
+    told = report()
+    told.observe(PeerRefused(PATH, FORBIDDEN))
+    told.observe(PeerRefused(PATH, REFUSED))
+    told.observe(RungStarted(Rung.QUIET, time.monotonic() + 20.0))
+    assert "the other gateway answers for itself; trying again at " in capsys.readouterr().err
+
+
+def test_what_begins_again_is_told_once(capsys: Capture) -> None:
+    normal, verbose, as_json = report(), report(verbosity=VERBOSE), report(JsonReport)
+    for told, times in ((normal, 1), (verbose, 3), (as_json, 3)):
+        for minute in range(3):
+            told.observe(RungStarted(Rung.QUIET, time.monotonic() + 60.0 * minute))
+        assert capsys.readouterr().err.count("trying again at ") == times
+
+
+def test_that_the_agreed_ports_take_longer_is_told_as_more_of_the_same(capsys: Capture) -> None:
+    told = report()
+    for silence, text in (
+        (0.0, "found a way over other ports"),
+        (33.0, "  bringing up the agreed"),
+    ):
+        told.observe(AgreedPairAwaited(PATH, silence))
+        line = capsys.readouterr().err
+        assert text in line
+        assert ("up to 33 s" in line) == (silence > 0)
+
+
+def test_the_same_refusal_at_many_ports_is_told_once(capsys: Capture) -> None:
+    normal, verbose = report(), report(verbosity=VERBOSE)
+    for told, times in ((normal, 1), (verbose, 3)):
+        for port in range(3):
+            path = Path(0, PEER._replace(port=1 + port))
+            told.observe(PeerRefused(path, REFUSED))
+        assert capsys.readouterr().err.count("port unreachable") == times
+    normal.observe(PeerRefused(PATH, FORBIDDEN))  # another one is news
+    assert "not permitted" in capsys.readouterr().err
 
 
 # -- terminals ------------------------------------------------------------------------------------

@@ -27,6 +27,15 @@ def test_every_label_belongs_to_an_event_of_the_program() -> None:
             Words("refuses", "refused"),
         ),
         ({"event": "validated", "text": "open"}, Words("open", "path proven", detail=True)),
+        (
+            {"event": "trying", "strategy": "spray", "text": "looking"},
+            Words("looking", "tries: spray"),
+        ),
+        (
+            {"event": "trying", "strategy": "hop", "text": "fresh ports"},
+            Words("fresh ports", "tries: hop", detail=True),
+        ),
+        ({"event": "agreed-pair", "text": "a way"}, Words("a way", "other ports work")),
         ({"event": "explanation", "text": "S\nM\nT"}, Words("S\nM\nT")),
         ({"event": "output", "text": "a line"}, Words("a line")),
         ({"event": "novel"}, Words("novel")),
