@@ -1,5 +1,5 @@
 # Each goal sets up what it needs; nothing has to be done before. See scripts/setup.
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint bench docs figures clean
 
 PYTHON_IN = .venv/bin/python
 # Options for the demo: make demo OPTIONS='--left reject --right double'
@@ -13,7 +13,7 @@ demo:
 
 test:
 	@scripts/setup test
-	$(PYTHON_IN) -m pytest $(TESTS)
+	$(PYTHON_IN) scripts/test $(TESTS)
 	$(PYTHON_IN) scripts/coverage
 
 lint:
@@ -35,6 +35,11 @@ docs:
 	$(PYTHON_IN) -m nat_traverse.cli.completion bash >docs/completion/nat-traverse.bash
 	$(PYTHON_IN) -m nat_traverse.cli.completion zsh >docs/completion/_nat-traverse
 	$(PYTHON_IN) -m nat_traverse.cli.completion fish >docs/completion/nat-traverse.fish
+
+# The figures of docs/traversal.md, from the simulator; some minutes on two processors.
+figures:
+	@scripts/setup figures
+	$(PYTHON_IN) -m figures
 
 clean:
 	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
