@@ -88,22 +88,26 @@ def pair(
             yield young, aged
 
 
+def relay_both_ways(young: Program, aged: Program, out: bytes, back: bytes) -> None:
+    """Let the two find each other, carry `out` to 0.7 and `back` to us, and end, one by one."""
+    assert young.event("connected")["generation"] == "0.7"
+    aged.says("Connection established")
+    young.write(out)
+    aged.write(back)
+    assert aged.prints(len(out)) == out
+    assert young.prints(len(back)) == back
+    young.close_input()
+    assert young.wait() == 0
+    aged.close_input()
+    assert aged.wait() == 0
+    assert (young.output, aged.output) == (back, out)
+
+
 @pytest.mark.parametrize("new", ["left", "right"])
 class TestBothWays:
     def test_relay_is_exact_in_both_directions(self, lab: Lab, new: str) -> None:
-        out, back = text(1), text(2)
         with pair(lab, new) as (young, aged):
-            assert young.event("connected")["generation"] == "0.7"
-            aged.says("Connection established")
-            young.write(out)
-            aged.write(back)
-            assert aged.prints(len(out)) == out
-            assert young.prints(len(back)) == back
-            young.close_input()
-            assert young.wait() == 0
-            aged.close_input()
-            assert aged.wait() == 0
-            assert (young.output, aged.output) == (back, out)
+            relay_both_ways(young, aged, text(1), text(2))
 
     def test_data_that_waits_for_the_connection_arrives_first(self, lab: Lab, new: str) -> None:
         with pair(lab, new) as (young, aged):
@@ -187,17 +191,7 @@ def test_an_original_that_comes_when_the_ladder_is_far_up(lab: Lab, new: str) ->
         young.event("trying", strategy="spray")
         young.event("trying", strategy="quiet")
         with theirs(*WINDOW, spec(lab, old), node=host(lab, old), terminal=True) as aged:
-            assert young.event("connected")["generation"] == "0.7"
-            aged.says("Connection established")
-            young.write(out)
-            aged.write(back)
-            assert aged.prints(len(out)) == out
-            assert young.prints(len(back)) == back
-            young.close_input()
-            assert young.wait() == 0
-            aged.close_input()
-            assert aged.wait() == 0
-            assert (young.output, aged.output) == (back, out)
+            relay_both_ways(young, aged, out, back)
     ports = {LEFT_PORT, RIGHT_PORT}
     on_pair = [
         packet for packet in tap.packets if {packet.source[1], packet.destination[1]} == ports
