@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -43,9 +43,22 @@ def run(one: Kind, other: Kind, *, strategy: str | None = None, apart: float = 0
         connected(lab, apart=apart, patience=ATTEMPT) as (first, second),
     ):
         if strategy is not None:
-            found = first.event("connected")["strategy"], second.event("connected")["strategy"]
-            assert found == (strategy, strategy)
+            ends = first.event("connected"), second.event("connected")
+            found = [end["strategy"] for end in ends if not is_agreed_by_chance(end, strategy)]
+            assert found
+            assert set(found) == {strategy}
         transfer(first, second)
+
+
+def is_agreed_by_chance(connected: dict[str, Any], strategy: str) -> bool:
+    """Tell whether a search has led to what one end knows as the agreed ports: it says `direct`.
+
+    The gateway that changes ports has a mapping of its host's agreed port, too, which is found as
+    well as the 253 others: 1 run in 254. And one of these may get the agreed port: the same again.
+    """
+    ports = {LEFT_PORT, RIGHT_PORT}
+    path = {connected["local_port"], int(connected["peer"].rpartition(":")[2])}
+    return strategy == "spray" and connected["strategy"] == "direct" and path == ports
 
 
 def test_twenty_of_twenty_connect_through_one_gateway_that_changes_ports() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Self
 
 from nat_traverse.carry.descriptors import Sink, Source
@@ -17,11 +17,16 @@ from nat_traverse.wire.hello import ACK_MAGIC, HELLO_MAGIC, MAGIC_SIZE
 from support.sockets import LOOPBACK
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Coroutine, Iterator
 
     from nat_traverse.carry.relay import RelayEvent
 
 PATIENCE = 30.0  # s; only a failing test waits so long
+
+# Ports of a test process: enough that one is used again only after minutes.
+_BLOCK = 500
+_FIRST_BLOCK, _END_OF_BLOCKS = 10_000, 32_000
+_held: list[socket.socket] = []  # by which a block is ours
 
 
 def run(test: Coroutine[None, None, None]) -> None:
@@ -35,14 +40,40 @@ def run(test: Coroutine[None, None, None]) -> None:
 
 
 def free_ports(count: int = 2, family: socket.AddressFamily = socket.AF_INET) -> list[int]:
-    """Return ports that nobody had open a moment ago."""
-    socks = [socket.socket(family, socket.SOCK_DGRAM) for _ in range(count)]
-    for sock in socks:
-        sock.bind((LOOPBACK[family], 0))
-    ports = [int(sock.getsockname()[1]) for sock in socks]
-    for sock in socks:
-        sock.close()
-    return ports
+    """Return ports that nobody had open a moment ago, and that no other test process takes.
+
+    Tests run in several processes at the same time, and a program may open such a port a second
+    after it was found to be free. So each process has a block of its own, below the ports that the
+    kernel gives to those who ask for any (net.ipv4.ip_local_port_range).
+    """
+    found: list[int] = []
+    for port in islice(_OWN_PORTS, _BLOCK):
+        with socket.socket(family, socket.SOCK_DGRAM) as sock, suppress(OSError):
+            sock.bind((LOOPBACK[family], port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError(f"not {count} ports of the block are free")
+
+
+def _own_ports() -> Iterator[int]:
+    """Return the ports of this process's block, over and over: who asks twice gets others."""
+    for number in range((_END_OF_BLOCKS - _FIRST_BLOCK) // _BLOCK):
+        # A name that one process can have at a time, and that ends with it.
+        holder = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            holder.bind(f"\0nat-traverse tests, block of ports {number}")
+        except OSError:
+            holder.close()
+            continue
+        _held.append(holder)
+        first = _FIRST_BLOCK + number * _BLOCK
+        return cycle(range(first, first + _BLOCK))
+    raise AssertionError("too many processes run tests at the same time")
+
+
+# Not when it is first needed: tests look whether they leave descriptors open.
+_OWN_PORTS = _own_ports()
 
 
 @asynccontextmanager
@@ -89,53 +120,32 @@ def tunnel_through(hole: Hole) -> PlainTunnel:
     return PlainTunnel(hole.handshake, hole.connected, now, room=hole.socket.receive_room)
 
 
-@dataclass
-class End:
-    """One end: a relay with a pipe on either side, and the test at the far ends of the pipes."""
+class PipeEnd:
+    """What stands between two pipes, and the test at the far ends of them.
 
-    hole: Hole
-    tunnel: PlainTunnel
-    grace: float | None = None
-    events: list[RelayEvent] = field(default_factory=list)
+    With `packets` they are sockets that keep packets apart.
+    """
 
-    def __post_init__(self) -> None:
-        self._reading, self.input = os.pipe()
-        self.output, self._writing = os.pipe()
-        self.renew()
+    def __init__(self, *, packets: bool = False) -> None:
+        self._reading, self.input = _packet_pipe() if packets else os.pipe()
+        self.output, self._writing = _packet_pipe() if packets else os.pipe()
+        self.source, self.sink = Source(self._reading), Sink(self._writing)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.relay.stop()
         self.source.close()  # a relay that was never started has closed neither
         self.sink.close()
         for descriptor in (self._reading, self.input, self.output, self._writing):
             with suppress(OSError):
                 os.close(descriptor)
 
-    def renew(self) -> None:
-        """Put a new relay between the tunnel and the pipes."""
-        self.source, self.sink = Source(self._reading), Sink(self._writing)
-        self.relay = Relay(
-            self.hole,
-            self.tunnel,
-            self.source,
-            self.sink,
-            self.events.append,
-            grace=self.grace,
-        )
-
-    def start(self) -> asyncio.Task[None]:
-        """Run the relay; its task tells how it ended."""
-        return asyncio.ensure_future(self.relay.run())
-
     async def write(self, data: bytes, *, end: bool = False) -> None:
         """Be the program before it: write all of `data`, and close the pipe if that is the end."""
         await asyncio.to_thread(self._write, data)
         if end:
-            os.close(self.input)
-            self.input = -1
+            self.close_input()
 
     async def read(self, size: int) -> bytes:
         """Be the program behind it: read exactly `size` bytes, or what there is before the end."""
@@ -144,6 +154,11 @@ class End:
     async def read_all(self) -> bytes:
         """Read to the end, which the relay has to show."""
         return await self.read(1 << 62)
+
+    def close_input(self) -> None:
+        """Be a program that has written all."""
+        os.close(self.input)
+        self.input = -1
 
     def close_output(self) -> None:
         """Be a program that leaves without reading on."""
@@ -168,6 +183,52 @@ class End:
                 break
             found += data
         return bytes(found)
+
+
+def _packet_pipe() -> tuple[int, int]:
+    """Return what reads and what writes."""
+    reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return reading.detach(), writing.detach()
+
+
+class End(PipeEnd):
+    """One end of a plain tunnel: a relay with a pipe on either side."""
+
+    def __init__(
+        self,
+        hole: Hole,
+        tunnel: PlainTunnel,
+        grace: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.hole = hole
+        self.tunnel = tunnel
+        self.grace = grace
+        self.events: list[RelayEvent] = []
+        self._make_relay()
+
+    def __exit__(self, *_: object) -> None:
+        self.relay.stop()
+        super().__exit__()
+
+    def renew(self) -> None:
+        """Put a new relay between the tunnel and the pipes."""
+        self.source, self.sink = Source(self._reading), Sink(self._writing)
+        self._make_relay()
+
+    def start(self) -> asyncio.Task[None]:
+        """Run the relay; its task tells how it ended."""
+        return asyncio.ensure_future(self.relay.run())
+
+    def _make_relay(self) -> None:
+        self.relay = Relay(
+            self.hole,
+            self.tunnel,
+            self.source,
+            self.sink,
+            self.events.append,
+            grace=self.grace,
+        )
 
 
 @asynccontextmanager
