@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nat_traverse.cli.target import Target, bracketed, other_side, parse
 from nat_traverse.errors import UsageError
+from nat_traverse.target import Target, bracketed, other_side, parse
 
 
 @pytest.mark.parametrize(

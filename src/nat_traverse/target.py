@@ -9,8 +9,8 @@ from __future__ import annotations
 import ipaddress
 from typing import NamedTuple
 
-from nat_traverse.cli.options import EXAMPLE, FORM
 from nat_traverse.errors import UsageError
+from nat_traverse.form import EXAMPLE, FORM
 
 HIGHEST_PORT = 65535  # RFC 768: a port has 16 bits
 COLONS = 2  # the form has two; an IPv6 address brings more
