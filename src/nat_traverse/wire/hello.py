@@ -38,6 +38,7 @@ NONCE_SIZE = 16  # 128 bits: an off-path stranger can't guess one
 HELLO_SIZE = 320
 
 _HEAD = struct.Struct(f"!{MAGIC_SIZE}sBB{NONCE_SIZE}s")
+NONCE_AT = MAGIC_SIZE + 2  # where a message names its sender
 _FIELD = struct.Struct("!BH")
 _COUNTS = struct.Struct("!QQ")
 _NUMBER = struct.Struct("!I")
@@ -77,6 +78,7 @@ class Mode(Enum):
 
     PLAIN = 0  # the plain tunnel
     PORTS = 1  # another program is to use the agreed pair of ports
+    TUNNEL = 2  # the encrypted tunnel
 
 
 class Agreed(Enum):
@@ -149,6 +151,11 @@ class Message:
     round_trip: int | None = None
     room: int | None = None
     agreed: Agreed | None = None
+
+
+def is_from(datagram: bytes, nonce: bytes) -> bool:
+    """Tell whether a message names `nonce` as its sender's; quick, for floods of others."""
+    return datagram.startswith(nonce, NONCE_AT)
 
 
 def encode(message: Message, *, size: int = 0) -> bytes:

@@ -23,6 +23,7 @@ from nat_traverse.wire.hello import (
     Reason,
     decode,
     encode,
+    is_from,
 )
 
 NONCE = bytes(range(16))
@@ -43,6 +44,7 @@ GOLDEN = {
     HEAD + b"\x0c\x00\x04\x00\x00\x4e\x20" + END: Message(Kind.HELLO, NONCE, round_trip=20_000),
     HEAD + b"\x03\x00\x01\x00" + END: Message(Kind.HELLO, NONCE, mode=Mode.PLAIN),
     HEAD + b"\x03\x00\x01\x01" + END: Message(Kind.HELLO, NONCE, mode=Mode.PORTS),
+    HEAD + b"\x03\x00\x01\x02" + END: Message(Kind.HELLO, NONCE, mode=Mode.TUNNEL),
     HELLO_MAGIC + b"\x01\x08" + NONCE + END: Message(Kind.HELLO, NONCE, astray=True),
     HEAD + b"\x0e\x00\x01\x01" + END: Message(Kind.HELLO, NONCE, agreed=Agreed.OPEN),
     ACK_MAGIC + b"\x01\x00" + NONCE + b"\x0e\x00\x01\x02" + END: Message(
@@ -232,3 +234,24 @@ def test_messages_are_values() -> None:
     message = Message(Kind.HELLO, NONCE)
     with pytest.raises(dataclasses.FrozenInstanceError):
         message.nonce = OTHER  # type: ignore[misc]
+
+
+@given(messages, nonces)
+def test_the_sender_is_told_at_a_glance(message: Message, other: bytes) -> None:
+    data = encode(message)
+    assert is_from(data, message.nonce)
+    assert is_from(data, other) == (other == message.nonce)
+
+
+@given(st.sampled_from([b"", HELLO_MAGIC, ACK_MAGIC, HEAD]), st.binary(max_size=60))
+def test_the_glance_agrees_with_decoding(start: bytes, rest: bytes) -> None:
+    with contextlib.suppress(RemoteProtocolError):
+        message = decode(start + rest)
+        assert is_from(start + rest, NONCE) == (
+            isinstance(message, Message) and message.nonce == NONCE
+        )
+
+
+def test_what_is_too_short_for_a_nonce_is_from_nobody() -> None:
+    for size in range(len(HEAD)):
+        assert not is_from(HEAD[:size], NONCE)
