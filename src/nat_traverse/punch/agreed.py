@@ -45,7 +45,11 @@ class AgreedRung:
 
     def next_time(self) -> float | None:
         """Return when the next hello is due."""
-        return min((line.at for line in self._lines.values()), default=None)
+        earliest = None
+        for line in self._lines.values():
+            if earliest is None or line.at < earliest:
+                earliest = line.at
+        return earliest
 
     def due(self, now: float) -> Iterator[Action]:
         """Yield the hellos that are due, and the beginning of the quiet rung."""

@@ -52,6 +52,7 @@ class Evidence:
     not_ours: int = 0  # from the peer's address, and no message at all
     reflected: int = 0  # our own, come back
     stale: int = 0  # answers to an earlier run
+    unwanted_legacy: int = 0  # bare magics of a 0.7 peer, which will not do
     refused_probes: int = 0  # by ICMP, on other ports than the agreed ones
     ports_tried: int = 0  # of the peer's, besides the agreed ones
     openings_sent: int = 0  # from other ports of ours, which die behind our own gateway

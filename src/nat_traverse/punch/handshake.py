@@ -100,7 +100,7 @@ class Handshake:
         self._effects: deque[Effect] = deque()
         self._events: deque[Event] = deque()
         self._peer_mode = Mode.PLAIN
-        self._nominations = Nominations()
+        self._nominations = Nominations(settings.mode)
         self._insistence = Insistence()
         self._bring_up: BringUp | None = None
         self._helper: Route | None = None
@@ -129,9 +129,29 @@ class Handshake:
         return self._writer.peer
 
     @property
+    def mode(self) -> Mode:
+        """What this side wants the path for."""
+        return self._settings.mode
+
+    @property
+    def peer_mode(self) -> Mode:
+        """What the peer wants the path for, as far as it has said."""
+        return self._peer_mode
+
+    @property
     def controlling(self) -> bool:
         """True if this side nominates."""
         return self.peer_nonce is not None and self.nonce > self.peer_nonce
+
+    @property
+    def promised(self) -> tuple[Path, ...]:
+        """Paths over one of which the peer is connected by now, or may be.
+
+        The agreed one, or before the confirmation those that were nominated.
+        """
+        if self._connected is not None:
+            return (self._connected.path,)
+        return tuple(route.path for route in self._routes if route.nominations)
 
     # -- Machine ------------------------------------------------------------------------------
 
@@ -144,7 +164,7 @@ class Handshake:
         except RemoteProtocolError:
             self._receive_other(data, path)
             return
-        if path.remote.host not in self._routes.hosts:
+        if path.remote.host not in self._routes.hosts and not self._adopts(message, path):
             self._receive_stranger(message, path)
         elif isinstance(message, Bare):
             self._receive_bare(message, path, now)
@@ -183,7 +203,8 @@ class Handshake:
         """Send what is due and end what has run out."""
         if self._over:
             return
-        for name in [name for name, at in self._timers.items() if at <= now]:
+        due = [name for name, at in self._timers.items() if at <= now] if self._timers else ()
+        for name in due:
             # An earlier one of the same moment may have stopped this one.
             if self._timers.pop(name, None) is not None:
                 self._handle(name, now)
@@ -195,17 +216,21 @@ class Handshake:
         """Return the earliest time at which something is due."""
         if self._over:
             return None
-        times = list(self._timers.values())
-        if self._connected is None:
-            times += [
-                route.legacy.probe_at
-                for route in self._routes
-                if route.legacy is not None and not route.legacy.ack_sent
-            ]
-            climbs = self._ladder.next_time()
-            if climbs is not None:
-                times.append(climbs)
-        return min(times, default=None)
+        earliest = min(self._timers.values(), default=None)
+        if self._connected is not None:
+            return earliest
+        for route in self._routes:
+            legacy = route.legacy
+            if (
+                legacy is not None
+                and not legacy.ack_sent
+                and (earliest is None or legacy.probe_at < earliest)
+            ):
+                earliest = legacy.probe_at
+        climbs = self._ladder.next_time()
+        if earliest is None or (climbs is not None and climbs < earliest):
+            return climbs
+        return earliest
 
     def effects(self, now: float) -> Iterator[Effect]:  # noqa: ARG002 (the interface's argument)
         """Yield what is to be sent, opened and closed."""
@@ -257,11 +282,27 @@ class Handshake:
         else:
             self.evidence.not_ours += 1
 
+    def _adopts(self, message: Message | Bare, path: Path) -> bool:
+        """Tell whether a message from an address that was not agreed is taken for the peer's.
+
+        One that names our nonce comes from somebody who has seen our packets, so it is probably the
+        peer, behind a gateway with several addresses. That is enough where the peer has to prove
+        itself afterwards.
+        """
+        return (
+            self._settings.roaming
+            and self._connected is None
+            and isinstance(message, Message)
+            and message.echo == self.nonce
+            and self._accept_peer(message.nonce)  # before: another run's addresses are forgotten
+            and self._routes.adopt(path)
+        )
+
     def _receive_stranger(self, message: Message | Bare, path: Path) -> None:
         """Take a message from an address that was not agreed; nothing is answered.
 
-        One that names our nonce comes from somebody who has seen our packets, so it is probably the
-        peer, behind a gateway with several addresses. Probably is not enough to talk to it.
+        One that names our nonce is probably the peer's (see `_adopts`), which is not enough to talk
+        to it.
         """
         self.evidence.strangers += 1
         if isinstance(message, Message) and message.echo == self.nonce:
@@ -278,11 +319,13 @@ class Handshake:
             route.evidence.generation is Generation.CURRENT
             or self.peer_nonce is not None
             or self._connected is not None
-            or (self._settings.ladder is not None and self._settings.ladder.secret)
         ):
-            # A peer that was proven to speak with tails does not fall back: somebody else did. And
-            # one that knows the secret is not a 0.7.
+            # A peer that was proven to speak with tails does not fall back: somebody else did.
             self.evidence.stale += 1
+            return
+        secret = self._settings.ladder is not None and self._settings.ladder.secret
+        if secret or not self._settings.legacy:
+            self.evidence.unwanted_legacy += 1
             return
         self._hear(message.kind, path, Generation.LEGACY)
         if route.legacy is None:
@@ -357,7 +400,7 @@ class Handshake:
             and route.evidence.note_port(path.remote.port)
         ):
             self._events.append(PortChanged(route.path, path.remote))
-            if len(route.evidence.other_ports) == 1:
+            if len(route.evidence.other_ports) == 1 and self._routes.is_agreed(route.path):
                 self._ladder.port_seen(path)
 
     def _accept_peer(self, nonce: bytes) -> bool:
@@ -374,7 +417,7 @@ class Handshake:
 
     def _forget_progress(self) -> None:
         """Begin anew: what is known to work was so with another run of the peer, or has died."""
-        self._nominations = Nominations()
+        self._nominations = Nominations(self._settings.mode)
         self._routes.begin_anew()
         self._early_data.clear()
         self._insistence.clear()

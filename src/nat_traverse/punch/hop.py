@@ -87,8 +87,11 @@ class HopRung:
         """Return when something is due."""
         if self._over:
             return None
-        times = [pair.next for pair in self._pairs.values() if pair.opened is not None]
-        return min([self._next_minute, *times])
+        earliest = self._next_minute
+        for pair in self._pairs.values():
+            if pair.opened is not None and pair.next < earliest:
+                earliest = pair.next
+        return earliest
 
     def due(self, now: float) -> Iterator[Action]:
         """Yield the sockets of a new minute, and the hellos of this one."""

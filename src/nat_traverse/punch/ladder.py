@@ -58,6 +58,7 @@ class Ladder:
         self._spray: SprayRung | None = None
         self._hop: HopRung | None = None
         self._rungs: list[Strategy] = [self._agreed]
+        self._active = self._rungs
         # Rungs that begin later are made when their time has come: most traversals are over by
         # then, and need neither them nor their modules.
         self._later: list[tuple[float, Callable[[], Strategy]]] = []
@@ -123,7 +124,7 @@ class Ladder:
         if self._over:
             return None
         earliest = self._later[0][0] if self._later and not self._only_agreed else None
-        for rung in self._active():
+        for rung in self._active:
             at = rung.next_time()
             if at is not None and (earliest is None or at < earliest):
                 earliest = at
@@ -137,7 +138,7 @@ class Ladder:
             return
         while self._later and self._later[0][0] <= now and not self._only_agreed:
             self._rungs.append(self._later.pop(0)[1]())
-        for rung in self._active():
+        for rung in self._active:
             at = rung.next_time()
             if at is None or at > now:
                 continue
@@ -170,6 +171,7 @@ class Ladder:
         The peer seems to be a 0.7, which prints what it does not know.
         """
         self._only_agreed = only
+        self._active = [self._agreed] if only else self._rungs
 
     def stop(self, keep: int | None = None) -> Iterator[CloseSocket]:
         """End all rungs; yield the sockets to be closed: all of ours but `keep`."""
@@ -260,9 +262,6 @@ class Ladder:
     def openings_sent(self) -> int:
         """How many openings of the spray went out."""
         return 0 if self._spray is None else self._spray.openings_sent
-
-    def _active(self) -> list[Strategy]:
-        return [self._agreed] if self._only_agreed else self._rungs
 
     def _forget(self, number: int) -> None:
         self._owner.pop(number, None)

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 from nat_traverse.punch.evidence import PathEvidence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from nat_traverse.model import Endpoint, Path
     from nat_traverse.punch.legacy import LegacyPeer
 
 # Paths that are remembered. Only the peer can validate one; 2 would do.
 MOST = 64
+# Other addresses of the peer's that are remembered: carriers use a handful for one customer.
+MOST_HOSTS = 8
 
 
 @dataclass(slots=True)
@@ -48,7 +50,8 @@ class Routes:
         self._agreed = frozenset(agreed)
         self._datagram_size = datagram_size
         self._routes = {path: self._new(path) for path in agreed}
-        self.hosts = frozenset(path.remote.host for path in agreed)
+        # The first path to each address of the peer's.
+        self._first = self._first_agreed()
 
     def __iter__(self) -> Iterator[Route]:
         """Walk over all, the agreed ones first."""
@@ -56,6 +59,19 @@ class Routes:
 
     def __len__(self) -> int:
         return len(self._routes)
+
+    @property
+    def hosts(self) -> Collection[str]:
+        """The addresses of the peer's: those that the user named, and those that were adopted."""
+        return self._first.keys()
+
+    def adopt(self, path: Path) -> bool:
+        """Take the address of `path` for one of the peer's; False if there are too many."""
+        known = len(self._first) - len({agreed.remote.host for agreed in self._agreed})
+        if known >= MOST_HOSTS or self.add(path) is None:
+            return False
+        self._first[path.remote.host] = path
+        return True
 
     def is_agreed(self, path: Path) -> bool:
         """Tell whether this is a pair of the agreed ports."""
@@ -66,14 +82,13 @@ class Routes:
         return self._routes.get(path)
 
     def of_host(self, path: Path) -> Route:
-        """Return the agreed route to the host of `path`, which has to be one of `hosts`."""
+        """Return the first route to the host of `path`, which has to be one of `hosts`.
+
+        Where the user named the host, that is an agreed one.
+        """
         if path in self._agreed:
             return self._routes[path]
-        return next(
-            self._routes[agreed]
-            for agreed in self._routes
-            if agreed in self._agreed and agreed.remote.host == path.remote.host
-        )
+        return self._routes[self._first[path.remote.host]]
 
     def add(self, path: Path) -> Route | None:
         """Return the route of `path`, a new one if need be; None if there are too many."""
@@ -84,11 +99,16 @@ class Routes:
 
     def begin_anew(self) -> None:
         """Forget what works: it did with another run of the peer, or has died."""
+        self._first = self._first_agreed()
         for path, route in list(self._routes.items()):
             route.nominations = 0
             route.works = False
             if path not in self._agreed:
                 del self._routes[path]
+
+    def _first_agreed(self) -> dict[str, Path]:
+        agreed = [path for path in self._routes if path in self._agreed]
+        return {path.remote.host: path for path in reversed(agreed)}
 
     def _new(self, path: Path) -> Route:
         return Route(path, PathEvidence(), self._datagram_size)

@@ -33,8 +33,8 @@ class LadderSettings(NamedTuple):
     rate        unsolicited packets a second, at most
     ttl         TTL of the packets that open the own gateway; None: learn it; 0: the usual one
     hints       ports that the peer's gateway was seen to use lately, the most likely first
-    secret      what both users know, if they do: hop ports are derived from it, and a peer of
-                generation 0.7, which can't prove anything, is not one
+    secret      what both users know and nobody can guess, if there is such: hop ports are derived
+                from it. Never a phrase: who sees the ports could test guesses at it at leisure
     """
 
     local_port: int
@@ -56,6 +56,9 @@ class HandshakeSettings(NamedTuple):
     datagram_size  the largest datagram in bytes that the user's data should travel in
     mode           what the path is for; Mode.PORTS needs the agreed pair of ports
     ladder         how to find a path besides the direct rung; None: not at all
+    legacy         whether a peer of generation 0.7 will do, which can't prove anything
+    roaming        whether a peer at another address will do, if it names our nonce: somebody is
+                   going to have it prove who it is
     """
 
     nonce: bytes
@@ -64,3 +67,5 @@ class HandshakeSettings(NamedTuple):
     datagram_size: int = DATAGRAM_SIZE
     mode: Mode = Mode.PLAIN
     ladder: LadderSettings | None = None
+    legacy: bool = True
+    roaming: bool = False

@@ -32,6 +32,7 @@ from nat_traverse.punch.machine import (
     Send,
     Settled,
 )
+from nat_traverse.punch.route import MOST_HOSTS
 from nat_traverse.punch.settings import Hard, LadderSettings
 from nat_traverse.wire.hello import (
     ACK_MAGIC,
@@ -66,8 +67,9 @@ def make(
     timeout: float | None = 180.0,
     window: int = 0,
     mode: Mode = Mode.PLAIN,
+    roaming: bool = False,
 ) -> Handshake:
-    settings = HandshakeSettings(nonce, timeout, window, mode=mode)
+    settings = HandshakeSettings(nonce, timeout, window, mode=mode, roaming=roaming)
     return Handshake(settings, paths or (TO_RIGHT,), 0.0)
 
 
@@ -333,6 +335,38 @@ class TestControlled:
         assert [parsed(send).kind for send in sent(machine)] == [Kind.ACK]
 
 
+def promised(machine: Handshake) -> tuple[Path, ...]:
+    return machine.promised
+
+
+class TestPromised:
+    """Over which paths the peer may be connected: whoever leaves then has to tell it there."""
+
+    def test_nothing_before_a_nomination(self) -> None:
+        machine = make(LARGE, TO_RIGHT, MOVED)
+        assert promised(machine) == ()
+        machine.receive_datagram(hello(SMALL), TO_RIGHT, 0.1)
+        assert promised(machine) == ()
+
+    def test_what_is_nominated_then_what_is_confirmed(self) -> None:
+        other = Path(1, RIGHT)
+        machine = make(LARGE, TO_RIGHT, other)
+        machine.receive_datagram(ack(SMALL, echo=LARGE), TO_RIGHT, 0.1)
+        assert promised(machine) == (TO_RIGHT,)
+        machine.receive_datagram(ack(SMALL, echo=LARGE), other, 0.2)
+        run(machine, 10.0)
+        assert machine.promised[:] == (TO_RIGHT, other)  # it has had its turn as well
+        machine.receive_datagram(ack(SMALL, echo=LARGE, nominate=True), other, 10.0)
+        assert promised(machine) == (other,)
+
+    def test_what_the_other_side_has_nominated(self) -> None:
+        machine = make(SMALL)
+        machine.receive_datagram(ack(LARGE, echo=SMALL), TO_RIGHT, 0.1)
+        assert promised(machine) == ()
+        machine.receive_datagram(hello(LARGE, nominate=True, echo=SMALL), TO_RIGHT, 0.2)
+        assert promised(machine) == (TO_RIGHT,)
+
+
 class TestControlling:
     def test_repeated_confirmations_are_told_done_again(self) -> None:
         machine = make(LARGE)
@@ -487,6 +521,71 @@ class TestStrangers:
         assert sent(machine) == []
 
 
+class TestRoaming:
+    """A peer that has to prove itself afterwards may come from another address."""
+
+    ELSEWHERE = TestStrangers.STRANGER
+
+    def test_who_names_our_nonce_from_elsewhere_is_taken_for_the_peer(self) -> None:
+        machine = make(LARGE, roaming=True)
+        machine.receive_datagram(hello(SMALL), self.ELSEWHERE, 0.1)
+        machine.receive_datagram(hello(SMALL, echo=MIDDLE), self.ELSEWHERE, 0.1)
+        machine.receive_datagram(HELLO_MAGIC, self.ELSEWHERE, 0.1)
+        assert sent(machine) == []
+        assert machine.evidence.strangers == 3
+        machine.receive_datagram(hello(SMALL, echo=LARGE), self.ELSEWHERE, 0.2)
+        answers = [send for send in sent(machine) if send.path == self.ELSEWHERE]
+        assert {parsed(send).kind for send in answers} == {Kind.ACK, Kind.HELLO}
+        machine.receive_datagram(
+            ack(SMALL, echo=LARGE, nominate=True, serial=nomination(answers)), self.ELSEWHERE, 0.3
+        )
+        (found,) = [event for event in events(machine) if isinstance(event, Connected)]
+        assert found.path == self.ELSEWHERE
+        assert not found.agreed
+
+    def test_only_so_many_addresses_are(self) -> None:
+        machine = make(LARGE, roaming=True)
+        for number in range(100):
+            path = Path(0, Endpoint(f"192.0.2.{number}", 40001))
+            machine.receive_datagram(hello(SMALL, echo=LARGE), path, 0.1)
+        asked = {send.path.remote.host for send in sent(machine)}
+        assert len(asked) == MOST_HOSTS
+        assert machine.evidence.strangers == 100 - MOST_HOSTS
+
+    def test_once_connected_nobody_is(self) -> None:
+        machine = make(LARGE, roaming=True)
+        machine.receive_datagram(hello(SMALL, echo=LARGE), TO_RIGHT, 0.1)
+        asked = nomination(sent(machine))
+        machine.receive_datagram(ack(SMALL, echo=LARGE, nominate=True, serial=asked), TO_RIGHT, 0.2)
+        assert any(isinstance(event, Connected) for event in events(machine))
+        sent(machine)
+        machine.receive_datagram(hello(SMALL, echo=LARGE), self.ELSEWHERE, 0.3)
+        assert sent(machine) == []
+
+    def test_another_run_of_the_peers_begins_anew(self) -> None:
+        machine = make(LARGE, roaming=True)
+        machine.receive_datagram(hello(SMALL, echo=LARGE), self.ELSEWHERE, 0.1)
+        machine.receive_datagram(hello(MIDDLE, echo=LARGE), TO_RIGHT, 0.2)
+        sent(machine)
+        machine.receive_datagram(hello(MIDDLE), self.ELSEWHERE, 0.3)
+        assert sent(machine) == []
+
+    def test_a_further_port_of_that_address_is_noted_and_not_searched_for(self) -> None:
+        machine = make(LARGE, roaming=True)
+        machine.receive_datagram(hello(SMALL, echo=LARGE), self.ELSEWHERE, 0.1)
+        further = Path(0, self.ELSEWHERE.remote._replace(port=50000))
+        machine.receive_datagram(hello(SMALL), further, 0.2)
+        changed = [event for event in events(machine) if isinstance(event, PortChanged)]
+        assert changed == [PortChanged(self.ELSEWHERE, further.remote)]
+
+
+def nomination(sends: list[Send]) -> int:
+    """Return the serial of the nomination among `sends`."""
+    (found,) = {parsed(send).serial for send in sends if parsed(send).nominate}
+    assert found is not None
+    return found
+
+
 class TestLegacyPeer:
     def test_gets_one_ack_a_moment_after_its_first_garbage_and_nothing_after(self) -> None:
         machine = make(LARGE)
@@ -584,6 +683,95 @@ class TestLegacyPeer:
         assert machine.peer_nonce == SMALL
         assert not any(isinstance(event, Connected) for event in events(machine))
         assert parsed(sent(machine)[-1]).nominate
+
+
+class TestNoLegacyPeer:
+    """Who wants to encrypt has no use for a peer of generation 0.7."""
+
+    def make(self, *, legacy: bool = False, secret: bytes = b"") -> Handshake:
+        ladder = LadderSettings(LEFT.port, EPOCH, bytes(16), secret=secret)
+        settings = HandshakeSettings(
+            LARGE, 180.0, mode=Mode.TUNNEL, ladder=ladder if secret else None, legacy=legacy
+        )
+        return Handshake(settings, (TO_RIGHT,), 0.0)
+
+    @pytest.mark.parametrize("magic", [HELLO_MAGIC, ACK_MAGIC])
+    @pytest.mark.parametrize(
+        ("legacy", "secret"), [(False, b""), (True, b"shared"), (False, b"shared")]
+    )
+    def test_it_gets_no_answer_and_is_counted(
+        self, magic: bytes, legacy: bool, secret: bytes
+    ) -> None:
+        machine = self.make(legacy=legacy, secret=secret)
+        usual = self.make(legacy=legacy, secret=secret)
+        for now in (0.5, 1.5, 2.5):
+            climb(machine, now)
+            climb(usual, now)
+            machine.receive_datagram(magic, TO_RIGHT, now)
+            assert list(machine.effects(now)) == []
+        assert climb(machine, 9.0, 2.5) == climb(usual, 9.0, 2.5), "it changes nothing"
+        assert machine.evidence.unwanted_legacy == 3
+        assert not any(isinstance(event, PeerHeard | Connected) for event in events(machine))
+
+    def test_its_data_is_none_of_ours(self) -> None:
+        machine = self.make()
+        machine.receive_datagram(ACK_MAGIC, TO_RIGHT, 0.5)
+        run(machine, 5.0)
+        machine.receive_datagram(b"hello\n", TO_RIGHT, 5.0)
+        assert machine.evidence.not_ours == 1
+        assert not any(isinstance(event, Connected) for event in events(machine))
+
+    def test_a_peer_of_today_is_found_all_the_same(self) -> None:
+        def tunnel(nonce: bytes, path: Path) -> Callable[[float], Handshake]:
+            settings = HandshakeSettings(nonce, 180.0, mode=Mode.TUNNEL, legacy=False)
+            return lambda now: Handshake(settings, (path,), now)
+
+        pair = Pair(tunnel(LARGE, TO_RIGHT), tunnel(SMALL, TO_LEFT))
+        pair.deliver("left", HELLO_MAGIC)
+        pair.run(1.0)
+        ours, theirs = connected(pair)
+        assert ours.generation is theirs.generation is Generation.CURRENT
+        for end in (pair.left, pair.right):
+            assert isinstance(end.machine, Handshake)
+            assert end.machine.mode is end.machine.peer_mode is Mode.TUNNEL
+
+
+class TestModes:
+    @pytest.mark.parametrize("mode", Mode)
+    def test_what_this_side_wants_is_said_in_its_hellos(self, mode: Mode) -> None:
+        machine = make(LARGE, mode=mode)
+        assert machine.mode is mode
+        machine.handle_timer(0.0)
+        assert {parsed(send).mode or Mode.PLAIN for send in sent(machine)} == {mode}
+
+    def test_what_the_other_side_wants(self) -> None:
+        machine = make(SMALL, mode=Mode.TUNNEL)
+        assert machine.peer_mode is Mode.PLAIN
+        # From whoever has not named our nonce it is no news.
+        machine.receive_datagram(hello(LARGE, mode=Mode.TUNNEL), TO_RIGHT, 0.1)
+        assert machine.peer_mode is Mode.PLAIN
+        machine.receive_datagram(hello(LARGE, echo=SMALL, mode=Mode.TUNNEL), TO_RIGHT, 0.2)
+        assert machine.peer_mode.value == Mode.TUNNEL.value
+        # A message that says nothing of it takes nothing back.
+        machine.receive_datagram(ack(LARGE, echo=SMALL), TO_RIGHT, 0.3)
+        assert machine.peer_mode.value == Mode.TUNNEL.value
+
+    @pytest.mark.parametrize("modes", [(Mode.PLAIN, Mode.TUNNEL), (Mode.TUNNEL, Mode.PLAIN)])
+    def test_that_differ_connect_and_both_know(self, modes: tuple[Mode, Mode]) -> None:
+        """It is for the owner to refuse: it knows what to tell its user."""
+        settings = [
+            HandshakeSettings(nonce, 180.0, mode=mode)
+            for nonce, mode in zip((LARGE, SMALL), modes, strict=True)
+        ]
+        pair = Pair(
+            lambda now: Handshake(settings[0], (TO_RIGHT,), now),
+            lambda now: Handshake(settings[1], (TO_LEFT,), now),
+        )
+        pair.run(1.0)
+        connected(pair)
+        for end, mode in zip((pair.left, pair.right), reversed(modes), strict=True):
+            assert isinstance(end.machine, Handshake)
+            assert end.machine.peer_mode is mode
 
 
 class TestEnd:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nat_traverse.model import Endpoint, Path
-from nat_traverse.punch.route import MOST, Routes
+from nat_traverse.punch.route import MOST, MOST_HOSTS, Routes
 
 PEER = Endpoint("203.0.113.2", 40001)
 PEER_IPV6 = Endpoint("2001:db8::2", 40001)
@@ -50,6 +50,38 @@ def test_each_host_has_an_agreed_one(path: Path, agreed: Path) -> None:
 def test_of_one_host_on_two_sockets_the_very_path_counts() -> None:
     paths = (Path(0, PEER), Path(1, PEER))
     assert [Routes(paths, 1400).of_host(path).path for path in paths] == list(paths)
+
+
+ELSEWHERE = Path(0, Endpoint("192.0.2.9", 4000))
+
+
+def test_another_address_can_be_adopted() -> None:
+    routes = make()
+    assert routes.adopt(ELSEWHERE)
+    assert routes.hosts == {PEER.host, PEER_IPV6.host, ELSEWHERE.remote.host}
+    further = Path(0, ELSEWHERE.remote._replace(port=4001))
+    assert routes.of_host(further).path == ELSEWHERE
+    assert not routes.is_agreed(ELSEWHERE)
+    routes.begin_anew()
+    assert routes.hosts == {PEER.host, PEER_IPV6.host}
+    assert routes.get(ELSEWHERE) is None
+
+
+def test_so_many_can_be_adopted_and_no_more() -> None:
+    routes = make()
+    adopted = [
+        routes.adopt(Path(0, Endpoint(f"192.0.2.{number}", 4000)))
+        for number in range(MOST_HOSTS + 3)
+    ]
+    assert adopted == [True] * MOST_HOSTS + [False] * 3
+
+
+def test_none_is_adopted_when_there_are_too_many_paths() -> None:
+    routes = make()
+    for port in range(1, 200):
+        routes.add(Path(0, PEER._replace(port=port)))
+    assert not routes.adopt(ELSEWHERE)
+    assert routes.hosts == {PEER.host, PEER_IPV6.host}
 
 
 def test_there_is_an_end_to_them() -> None:
