@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+import socket as socket_module  # `Hole.socket` is another thing
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from nat_traverse.errors import LocalNetworkError, NoPathError
 from nat_traverse.model import Endpoint, Path
+from nat_traverse.net.address import sockaddr
 from nat_traverse.net.driver import Driver
 from nat_traverse.net.resolve import resolve
 from nat_traverse.net.route import path_mtu, source_for
@@ -31,7 +33,16 @@ from nat_traverse.punch.settings import (
     Hard,
     LadderSettings,
 )
-from nat_traverse.wire.hello import NONCE_SIZE, Mode
+from nat_traverse.wire.hello import (
+    HELLO_SIZE,
+    NONCE_SIZE,
+    Counts,
+    Kind,
+    Message,
+    Mode,
+    Reason,
+    encode,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +53,7 @@ if TYPE_CHECKING:
 # 100 packets a second that home gateways take for harmless.
 MAX_PATHS = 8
 _CHANCE = 16  # bytes: 128 bits, so that nobody can tell which ports are tried next
+_CLOSING_COPIES = 2  # never answered, so one copy more against loss
 _ANY_PORT_TRIES = 16  # for a port that is free in both address families
 
 
@@ -51,7 +63,8 @@ class PunchSettings:
 
     `peer` is a name or an address; `local_port` 0 means any free one. `timeout` is in seconds,
     None: for ever. `window` is how many hellos a 0.7 peer gets before the ack. `mode` is what the
-    path is for; the rest is how to find it, as in `LadderSettings`.
+    path is for; `legacy` and `roaming` say who will do, as in `HandshakeSettings`. The rest is how
+    to find it, as in `LadderSettings`.
     """
 
     local_port: int
@@ -64,6 +77,8 @@ class PunchSettings:
     rate: float = DEFAULT_RATE
     ttl: int | None = None
     hints: tuple[int, ...] = ()
+    legacy: bool = True
+    roaming: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +155,22 @@ class Hole:
         finally:
             self._driver.stop()
 
+    def say_goodbye(self) -> None:
+        """Tell the peer that there will be no tunnel; for a hole that nothing was sent through."""
+        _say_goodbye(self.handshake.mode, self.handshake, self._sockets)
+
+    def give_away(self) -> socket_module.socket:
+        """Return the socket of the path, connected to the peer, and close all others.
+
+        It is the caller's to close. Nothing of this package is left in it: no record of errors, no
+        offload.
+        """
+        remote = self.connected.path.remote
+        given = socket_module.socket(fileno=self.socket.detach())
+        self.close()
+        given.connect(sockaddr(remote, given.family))
+        return given
+
     def close(self) -> None:
         """Close all sockets."""
         self._driver.stop()
@@ -204,12 +235,41 @@ async def _shake_hands(
     driver = Driver(handshake, sockets, loop, on_event)
     driver.start()
     try:
-        result = await outcome
-    finally:
+        # Cancelled after the outcome is known, this raises all the same.
+        connected = _found(await outcome)
+    except BaseException:
         driver.stop()
-    if isinstance(result, DeadlinePassed):
-        raise NotFoundError(result.evidence)
-    return Hole(sockets, handshake, driver, result, settled)
+        _say_goodbye(settings.mode, handshake, sockets)
+        raise
+    return Hole(sockets, handshake, driver, connected, settled)
+
+
+def _found(outcome: Connected | DeadlinePassed) -> Connected:
+    if isinstance(outcome, DeadlinePassed):
+        raise NotFoundError(outcome.evidence)
+    return outcome
+
+
+def _say_goodbye(mode: Mode, handshake: Handshake, sockets: Mapping[int, UdpSocket]) -> None:
+    """Tell a peer that is connected, or may be, that there will be no tunnel.
+
+    It would else wait for us until it finds out. A peer of generation 0.7 has no word for it, and
+    other programs, which a path between ports is for, don't know ours.
+    """
+    if mode is Mode.PORTS or handshake.peer_nonce is None:
+        return
+    closing = Message(
+        Kind.HELLO,
+        handshake.nonce,
+        echo=handshake.peer_nonce,
+        received=Counts(0, 0),
+        closing=Reason.STOPPED,
+    )
+    data = encode(closing, size=HELLO_SIZE)
+    for path in handshake.promised:
+        if path.socket in sockets:
+            for _ in range(_CLOSING_COPIES):
+                sockets[path.socket].send(data, path.remote)
 
 
 def _handshake_settings(
@@ -231,6 +291,8 @@ def _handshake_settings(
             ttl=settings.ttl,
             hints=settings.hints,
         ),
+        legacy=settings.legacy,
+        roaming=settings.roaming,
     )
 
 

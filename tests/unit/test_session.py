@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import pathlib
+import secrets
 import socket
 import time
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nat_traverse import session
-from nat_traverse.errors import EXIT_NO_PATH, LocalNetworkError
+from nat_traverse.errors import EXIT_NO_PATH, LocalNetworkError, PeerGoneError
 from nat_traverse.model import Endpoint, Generation, Path, Rung
 from nat_traverse.net.udp import UdpSocket
 from nat_traverse.punch.machine import (
@@ -42,10 +43,11 @@ from nat_traverse.session import (
     _Routes,
     punch,
 )
-from nat_traverse.wire.hello import Mode
+from nat_traverse.wire.hello import Bare, Message, Mode, decode
+from support.ends import End, tunnel_through
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from typing import Any
 
     from nat_traverse.punch.machine import Effect, Event
@@ -334,6 +336,122 @@ def test_cancelled() -> None:
     run(main())
 
 
+# -- cancelled when the peer is connected: it is told, in each moment that there is ----------------
+
+
+class Leaving(Side):
+    """An end that is cancelled; `stop` does it, from wherever it is called."""
+
+    def __init__(self, side: Side, mode: Mode = Mode.PLAIN) -> None:
+        super().__init__(side.settings.local_port, side.settings.remote_port)
+        self.settings = replace(self.settings, mode=mode)
+        self.when_connected: Callable[[], object] = lambda: None
+        self.task = asyncio.ensure_future(self.punch())
+
+    def observe(self, event: SessionEvent) -> None:
+        super().observe(event)
+        if isinstance(event, Connected):
+            self.when_connected()
+
+    def stop(self) -> None:
+        self.task.cancel()
+
+    def stop_soon(self) -> None:
+        """As a signal does: the event loop comes to it when it has done what it is at.
+
+        The outcome is known then, and the task has been told to go on, but has not yet.
+        """
+        asyncio.get_running_loop().call_soon(self.stop)
+
+
+@pytest.fixture(params=["controlling", "controlled"])
+def leaver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which part the end plays that leaves, and starts first."""
+    order = (1, 2) if request.param == "controlled" else (2, 1)
+    numbers = iter([each for each in order for _ in range(2)])  # two random words a side
+    monkeypatch.setattr(secrets, "token_bytes", lambda size: bytes([next(numbers)]) * size)
+    return str(request.param)
+
+
+async def told_that_it_is_over(side: Side) -> None:
+    """Connect, begin to relay, and see that the peer has said goodbye."""
+    hole = await side.punch()
+    try:
+        with (
+            End(hole, tunnel_through(hole)) as end,
+            pytest.raises(PeerGoneError, match="was stopped") as caught,
+        ):
+            await end.relay.run()
+        assert caught.value.errno == errno.ECONNRESET
+    finally:
+        hole.close()
+
+
+@pytest.mark.parametrize("way", ["stop", "stop_soon"])
+def test_cancelled_when_it_has_just_connected(leaver: str, way: str) -> None:
+    async def main() -> None:
+        left, right = both()
+        leaving = Leaving(left)
+        leaving.when_connected = getattr(leaving, way)
+        await leaving.opened
+        await told_that_it_is_over(right)
+        with pytest.raises(asyncio.CancelledError):
+            await leaving.task
+        assert Connected in leaving.kinds()
+
+    del leaver
+    run(main())
+
+
+@pytest.mark.parametrize("leaver", ["controlling"], indirect=True)
+def test_cancelled_when_only_the_peer_has_connected(leaver: str) -> None:
+    async def main() -> None:
+        left, right = both()
+        leaving = Leaving(left)
+
+        def observe(event: SessionEvent) -> None:
+            if isinstance(event, Connected):
+                leaving.stop()  # the confirmation is under way, and is not going to be read
+
+        right.observe = observe  # type: ignore[method-assign]
+        await leaving.opened
+        await told_that_it_is_over(right)
+        with pytest.raises(asyncio.CancelledError):
+            await leaving.task
+        assert Connected not in leaving.kinds()
+
+    del leaver
+    run(main())
+
+
+def test_who_leaves_the_path_to_another_program_says_nothing(
+    leaver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[Message | Bare] = []
+    send = UdpSocket.send
+
+    def observed(self: UdpSocket, data: bytes, to: Endpoint, ttl: int | None = None) -> object:
+        said.append(decode(data))
+        return send(self, data, to, ttl)
+
+    monkeypatch.setattr(UdpSocket, "send", observed)
+
+    async def main() -> None:
+        left, right = both()
+        leaving = Leaving(left, Mode.PORTS)
+        leaving.when_connected = leaving.stop_soon
+        await leaving.opened
+        hole = await right.punch()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving.task
+        hole.close()
+
+    del leaver
+    run(main())
+    assert said
+    assert [message for message in said if getattr(message, "closing", None)] == []
+
+
 def test_an_observer_that_fails_leaves_nothing_open() -> None:
     def observe(event: SessionEvent) -> None:
         raise ZeroDivisionError(event)
@@ -374,6 +492,7 @@ class SprayedMachine:
     """Stands for a handshake that opens sockets of its own and finds its path over one of them."""
 
     made: SprayedMachine
+    peer_nonce = None
 
     def __init__(self, settings: HandshakeSettings, paths: list[Path], now: float) -> None:
         self.settings, self.paths = settings, paths

@@ -38,3 +38,7 @@ UDP_GRO = _constant("UDP_GRO", 104)
 # Linux only, and for CAP_NET_ADMIN: a buffer above net.core.rmem_max and wmem_max.
 SO_SNDBUFFORCE = 32 if IS_LINUX else None
 SO_RCVBUFFORCE = 33 if IS_LINUX else None
+
+# Linux only: a program by which the kernel drops packets before they wait for this one.
+SO_ATTACH_FILTER = 26 if IS_LINUX else None
+SO_DETACH_FILTER = 27 if IS_LINUX else None

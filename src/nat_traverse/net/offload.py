@@ -60,6 +60,9 @@ MAX_DATAGRAM: Final = 65_535
 # to somebody else. The kernel counts its own overhead too, and doubles the number for that.
 BUFFER_SIZE: Final = 4 * 1024 * 1024
 
+# Bytes that take about as long as a system call: 300 single datagrams are as much as 16 trains.
+CALL: Final = 2048
+
 _SEGMENT_SIZE: Final = struct.Struct("=H")  # what UDP_SEGMENT takes: __u16
 _GRO_SIZE: Final = struct.Struct("=i")  # what UDP_GRO returns: int
 _GRO_CONTROL: Final = socket.CMSG_SPACE(_GRO_SIZE.size)
@@ -180,6 +183,28 @@ def receive_into(sock: socket.socket, buffer: memoryview | bytearray) -> Receive
     """
     length, control, _flags, address = sock.recvmsg_into([buffer], _GRO_CONTROL)
     return Received(length, _run_size(control) or length or 1, address)
+
+
+class Arrived(NamedTuple):
+    """One datagram, or one run of them: its bytes, the size of each in it, the sender's address."""
+
+    data: bytes
+    segment_size: int
+    address: SocketAddress
+
+
+def receive_many(sock: socket.socket, buffer: memoryview, octets: int, into: list[Arrived]) -> None:
+    """Receive into the list `into` until there is nothing more, or about `octets` bytes are there.
+
+    A system call counts as CALL bytes. `buffer` is as for `receive_into`. Raises what the system
+    call does, with what came before it in the list: `BlockingIOError` when nothing more is there.
+    """
+    receive, buffers = sock.recvmsg_into, [buffer]
+    while octets > 0:
+        length, control, _flags, address = receive(buffers, _GRO_CONTROL)
+        size = _run_size(control) if control else 0
+        into.append(Arrived(bytes(buffer[:length]), size or length or 1, address))
+        octets -= length + CALL
 
 
 def enlarge_buffers(sock: socket.socket, size: int = BUFFER_SIZE) -> None:

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from nat_traverse.errors import LocalNetworkError
 from nat_traverse.model import Endpoint, NetworkError
-from nat_traverse.net import errqueue, features, offload
+from nat_traverse.net import errqueue, features, offload, shutter
 from nat_traverse.net.address import endpoint_from, sockaddr
 from nat_traverse.net.route import path_mtu
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from nat_traverse.net.address import SocketAddress
     from nat_traverse.net.errqueue import QueuedError
-    from nat_traverse.net.offload import Received
+    from nat_traverse.net.offload import Arrived, Received
 
 # How often one packet is offered while each attempt finds an error that may be of another packet.
 # Each ICMP message can spoil one attempt, and eight that arrive within the few microseconds of
@@ -235,6 +235,30 @@ class UdpSocket:
                 # An ICMP error left it behind; the record is fetched by `receive_errors`.
                 self.counters.repeated += 1
         return None
+
+    def receive_many(self, buffer: memoryview, octets: int) -> list[Arrived]:
+        """Receive what is there, about `octets` bytes at most; see `offload.receive_many`."""
+        arrived: list[Arrived] = []
+        for _ in range(ATTEMPTS):
+            try:
+                offload.receive_many(self._sock, buffer, octets, arrived)
+            except BlockingIOError:
+                break
+            except OSError:
+                # An ICMP error left it behind; the record is fetched by `receive_errors`.
+                self.counters.repeated += 1
+                octets -= sum(len(each.data) + offload.CALL for each in arrived)
+            else:
+                break
+        return arrived
+
+    def close_shutter(self, filter_: bytes) -> bool:
+        """Have the kernel drop what a filter of `shutter` does not let in; False if it can't."""
+        return shutter.close(self._sock, filter_)
+
+    def open_shutter(self) -> None:
+        """Take everything again."""
+        shutter.open_again(self._sock)
 
     def _send_once(self, data: bytes, address: SocketAddress, ttl: int | None) -> None:
         if ttl is None:

@@ -323,6 +323,40 @@ def test_linux_receives_a_burst_with_one_call(pair: tuple[UdpSocket, UdpSocket])
     assert other.receive_into(buffer) is None
 
 
+def test_receives_all_that_is_there(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    one, other = pair
+    buffer = memoryview(bytearray(offload.MAX_DATAGRAM))
+    assert other.receive_many(buffer, 1 << 20) == []
+    for data in (b"first", b"", b"third"):
+        one.send(data, other.local)
+    await_readable(other.fileno())
+    arrived = other.receive_many(buffer, 1 << 20)
+    address = sockaddr(one.local, one.family)
+    assert arrived == [(b"first", 5, address), (b"", 1, address), (b"third", 5, address)]
+
+
+def test_receives_no_more_than_it_is_asked_for(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    one, other = pair
+    buffer = memoryview(bytearray(offload.MAX_DATAGRAM))
+    for _ in range(5):
+        one.send(bytes(1000), other.local)
+    await_readable(other.fileno())
+    octets = 2 * (1000 + offload.CALL)
+    assert [len(other.receive_many(buffer, octets)) for _ in range(4)] == [2, 2, 1, 0]
+
+
+def test_a_refusal_does_not_end_receiving(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    one, other = pair
+    for number in range(3):
+        one.send(b"%d" % number, other.local)
+    await_readable(other.fileno())
+    kernel = fail(other, recvmsg_into=[errno.ECONNREFUSED, errno.ECONNREFUSED])
+    arrived = other.receive_many(memoryview(bytearray(offload.MAX_DATAGRAM)), 1 << 20)
+    assert [each.data for each in arrived] == [b"0", b"1", b"2"]
+    assert other.counters.repeated == 2
+    assert kernel.calls.count("recvmsg_into") >= 5
+
+
 def test_an_empty_datagram_is_one_segment(pair: tuple[UdpSocket, UdpSocket]) -> None:
     one, other = pair
     one.send(b"", other.local)
