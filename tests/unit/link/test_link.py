@@ -1,0 +1,529 @@
+"""A whole tunnel over loopback: its beginning, its ends, and the sockets below."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import pathlib
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nat_traverse.errors import PeerGoneError
+from nat_traverse.link import link as link_module
+from nat_traverse.link.establish import Purpose, establish
+from nat_traverse.link.link import NoAnswerError, _failure, _next_train
+from nat_traverse.model import ErrorKind, NetworkError, Path
+from nat_traverse.net.address import endpoint_from, sockaddr
+from nat_traverse.net.errqueue import QueuedError
+from nat_traverse.net.udp import UdpSocket
+from nat_traverse.session import punch
+from nat_traverse.tunnel import engine as quic
+from nat_traverse.tunnel.events import (
+    Closing,
+    Ended,
+    Event,
+    NotEstablished,
+    NotProven,
+    PeerClosed,
+    PeerVanished,
+    Proven,
+)
+from nat_traverse.tunnel.refusals import WrongSecretError
+from nat_traverse.wire.hello import HELLO_MAGIC
+from support.ends import run
+from support.links import SECRET, Accepting, Noting, links, settings, tunnel_holes
+
+if TYPE_CHECKING:
+    from nat_traverse.link.link import Link
+    from nat_traverse.net.address import SocketAddress
+
+
+def open_descriptors() -> set[str]:
+    return {descriptor.name for descriptor in pathlib.Path("/proc/self/fd").iterdir()}
+
+
+async def over(link: Link) -> BaseException | None:
+    """Wait until a link is over, and return what ended it."""
+    await asyncio.wait({link.closed})
+    return link.closed.exception()
+
+
+class TestEnds:
+    def test_both_leave(self) -> None:
+        async def main() -> None:
+            async with links() as (one, other):
+                await asyncio.gather(one.leave(), other.leave())
+                assert one.is_over
+                assert other.is_over
+
+        run(main())
+
+    def test_drain_waits_until_all_is_consumed(self) -> None:
+        async def main() -> None:
+            async with links() as (one, other):
+                accepting = Accepting(other)
+                stream = one.open_stream(Noting())
+                stream.write(bytes(1_000_000))
+                stream.write_eof()
+                theirs = await accepting.next()
+                theirs.stream.pause_reading()
+                draining = asyncio.ensure_future(one.drain())
+                await asyncio.sleep(0.1)
+                assert not draining.done()
+                theirs.stream.resume_reading()
+                await draining
+                assert len(theirs.received) == 1_000_000
+                await one.drain()
+
+        run(main())
+
+    def test_drain_waits_for_what_has_no_end_until_it_is_sent(self) -> None:
+        async def main() -> None:
+            async with links() as (one, other):
+                Accepting(other)
+                stream = one.open_stream(Noting())
+                stream.write(bytes(3_000_000))
+                await one.drain()
+                assert stream.get_write_buffer_size() == 0
+
+        run(main())
+
+    def test_drain_raises_what_ended_the_tunnel(self) -> None:
+        async def main() -> None:
+            async with links() as (one, other):
+                accepting = Accepting(other)
+                stream = one.open_stream(Noting())
+                stream.write(bytes(3_000_000))
+                stream.write_eof()
+                (await accepting.next()).stream.pause_reading()
+                draining = asyncio.ensure_future(one.drain())
+                await asyncio.sleep(0.01)
+                other.abort(Closing.STOPPED)
+                with pytest.raises(PeerGoneError):
+                    await draining
+                with pytest.raises(PeerGoneError):
+                    await one.drain()
+
+        run(main())
+
+    @pytest.mark.parametrize(
+        ("code", "number"),
+        [
+            (Closing.COMPLETE, None),
+            (Closing.NOT_READING, errno.ECONNRESET),
+            (Closing.STOPPED, errno.ECONNRESET),
+            (Closing.PROTOCOL, errno.EPROTO),
+            (0x7777, errno.ECONNRESET),
+        ],
+    )
+    def test_the_other_side_ends_it(self, code: int, number: int | None) -> None:
+        async def main() -> None:
+            async with links() as (one, other):
+                one.abort(code)
+                one.abort(code)
+                assert one.is_over
+                assert await over(one) is None
+                async with asyncio.timeout(1.0):
+                    error = await over(other)
+                if number is None:
+                    assert error is None
+                else:
+                    assert isinstance(error, PeerGoneError)
+                    assert error.errno == number
+
+        run(main())
+
+    def test_the_other_side_vanishes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("nat_traverse.tunnel.secure._LATE", 0.0)
+
+        async def main() -> None:
+            async with links() as (one, other):
+                other._stop()  # as a program that is killed
+                one.open_stream(Noting()).write(b"anybody?")
+                async with asyncio.timeout(4.0):
+                    error = await over(one)
+                assert isinstance(error, PeerGoneError)
+                assert error.errno == errno.ECONNREFUSED
+                assert "Start both again" in str(error)
+
+        run(main())
+
+    def test_an_error_in_the_event_loop_ends_it_and_tells_everybody(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def main() -> None:
+            async with links() as (one, other):
+                ours = Noting()
+                one.open_stream(ours)
+
+                def fail(*_: object) -> None:
+                    raise ZeroDivisionError
+
+                monkeypatch.setattr(one.tunnel, "receive_run", fail)
+                Accepting(other)
+                other.open_stream(Noting()).write(b"x")
+                assert isinstance(await over(one), ZeroDivisionError)
+                await ours.until_told("lost")
+                async with asyncio.timeout(1.0):
+                    assert isinstance(await over(other), PeerGoneError)
+
+        run(main())
+
+    def test_nothing_is_left_open(self) -> None:
+        async def main() -> None:
+            before = open_descriptors()
+            for _ in range(3):
+                async with links() as (one, other):
+                    Accepting(other)
+                    one.open_stream(Noting()).write(b"x")
+                    await asyncio.sleep(0.01)
+                    for link in (one, other):
+                        link.abort()
+                        assert link._timer is None or link._timer.cancelled()
+                assert open_descriptors() == before
+
+        run(main())
+
+    def test_nobody_is_warned_of_an_end_that_nobody_asked_for(self) -> None:
+        async def main() -> None:
+            complaints: list[object] = []
+            asyncio.get_running_loop().set_exception_handler(
+                lambda _, what: complaints.append(what)
+            )
+            async with links() as (one, other):
+                one.abort(Closing.STOPPED)
+                await asyncio.wait({other.closed})
+            del one, other
+            await asyncio.sleep(0)
+            assert complaints == []
+
+        run(main())
+
+
+class TestFailures:
+    def test_say_what_the_user_can_do(self) -> None:
+        wrong = WrongSecretError()
+        assert _failure(NotProven(wrong)) is wrong
+        assert isinstance(_failure(NotEstablished()), NoAnswerError)
+        assert _failure(Ended()) is None
+        assert _failure(PeerClosed(Closing.COMPLETE, "")) is None
+        for number, text in (
+            (errno.ECONNREFUSED, "port is closed"),
+            (errno.ECONNRESET, "started again"),
+            (errno.ETIMEDOUT, "30 seconds"),
+        ):
+            error = _failure(PeerVanished(number))
+            assert isinstance(error, PeerGoneError)
+            assert error.errno == number
+            assert text in str(error)
+        closed = _failure(PeerClosed(Closing.PROTOCOL, "\x1b[2J"))
+        assert "\x1b" not in str(closed), "the text is the peer's"
+        assert _failure(quic.Alive()) is not None  # type: ignore[arg-type]
+
+
+class TestOwner:
+    def test_the_peers_streams_wait_until_the_owner_is_ready(self) -> None:
+        async def main() -> None:
+            async with links() as (one, other):
+                first, second = Noting(), Noting()
+                for protocol, text in ((first, b"first"), (second, b"second")):
+                    one.open_stream(protocol).write(text)
+                    protocol.stream.write_eof()
+                await asyncio.sleep(0.05)
+                first.stream.send_datagram(b"datagram")
+                await asyncio.sleep(0.05)
+                assert first.told == second.told == ["made"]
+                accepting = Accepting(other)
+                for index, text in enumerate((b"first", b"second")):
+                    theirs = await accepting.next(index)
+                    await theirs.until_told("eof")
+                    assert theirs.received == text
+                await accepting.protocols[0].until(lambda noting: noting.datagrams)
+
+        run(main())
+
+    def test_or_are_refused(self) -> None:
+        async def main() -> None:
+            async with links() as (one, other):
+                ours = Noting()
+                one.open_stream(ours).write(b"x")
+                await asyncio.sleep(0.02)
+                other.on_stream = None
+                assert other.on_stream is None
+                await ours.until_told("lost")
+                assert isinstance(ours.error, ConnectionResetError)
+
+        run(main())
+
+    def test_datagrams_of_no_stream(self) -> None:
+        async def main() -> None:
+            async with links() as (one, other):
+                got: asyncio.Queue[bytes] = asyncio.Queue()
+                one.send_datagram(b"early")
+                await asyncio.sleep(0.02)
+                other.on_datagram = got.put_nowait
+                other.on_stream = None
+                assert await got.get() == b"early"
+                one.send_datagram(b"late")
+                assert await got.get() == b"late"
+                with pytest.raises(ValueError, match="fit"):
+                    one.send_datagram(bytes(one.tunnel.datagram_limit + 1))
+                other.on_datagram = None
+                one.send_datagram(b"nobody wants it")
+                await asyncio.sleep(0.02)
+
+        run(main())
+
+    def test_is_told_how_it_goes(self) -> None:
+        async def main() -> None:
+            told: list[Event] = []
+            async with links(observe=told.append) as (one, other):
+                await asyncio.gather(one.leave(), other.leave())
+            assert [type(event) for event in told] == [Proven, Proven, Ended, Ended]
+
+        run(main())
+
+
+class TestSockets:
+    def test_those_of_other_paths_are_closed_after_a_while(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(link_module, "_OTHERS", 0.1)
+
+        async def main() -> None:
+            holes = await asyncio.gather(*(punch(each, lambda _: None) for each in settings()))
+            for hole in holes:
+                hole._sockets[77] = UdpSocket(socket.AF_INET, 0)  # as a search for a path has many
+            others = [sock for hole in holes for sock in hole.others.values()]
+            made = await asyncio.gather(
+                *(establish(hole, SECRET, Purpose.PROGRAM) for hole in holes)
+            )
+            assert all(sock.fileno() >= 0 for sock in others)
+            await asyncio.sleep(0.2)
+            assert all(sock.fileno() < 0 for sock in others)
+            accepting = Accepting(made[1])
+            made[0].open_stream(Noting()).write(b"still there")
+            await (await accepting.next()).until(lambda noting: noting.received)
+            for link in made:
+                link.abort()
+
+        run(main())
+
+    def test_a_peer_that_moves_is_followed(self) -> None:
+        async def main() -> None:
+            async with links() as (one, other):
+                accepting = Accepting(other)
+                ours = Noting()
+                one.open_stream(ours).write(b"x")
+                theirs = await accepting.next()
+                # The client's packets come from another port from now on.
+                number = one.tunnel.path.socket
+                one.loop.remove_reader(one._sockets[number].fileno())
+                moved = UdpSocket(socket.AF_INET, 0)
+                one._sockets[number] = moved
+                one.loop.add_reader(moved.fileno(), one._guarded, one._read, number)
+                ours.stream.write(bytes(200_000))
+                await theirs.until(lambda noting: len(noting.received) == 200_001)
+                while other.peer.port != moved.local.port:  # noqa: ASYNC110 (nobody is told)
+                    await asyncio.sleep(0.01)
+                theirs.stream.write(b"found you")
+                await ours.until(lambda noting: noting.received == b"found you")
+                moved.close()
+                one._sockets.clear()
+
+        run(main())
+
+    def test_strangers_do_not_make_it_keep_anything(self) -> None:
+        async def main() -> None:
+            async with links() as (one, other):
+                to = sockaddr(other.peer, socket.AF_INET)
+                for _ in range(50):
+                    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+                        stranger.sendto(b"hello?", to)
+                await asyncio.sleep(0.05)
+                assert len(one._paths) <= 3
+                assert not one.is_over
+
+        run(main())
+
+    def test_a_full_send_buffer_only_delays(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        send = UdpSocket.send_segments
+        calls = 0
+
+        def sometimes_full(self: UdpSocket, buffers: list[bytes], size: int, to: object) -> int:
+            nonlocal calls
+            calls += 1
+            if calls % 3 == 0:
+                return 0
+            if calls % 3 == 1:
+                buffers = buffers[:1]
+            return send(self, buffers, size, to)  # type: ignore[arg-type]
+
+        async def main() -> None:
+            async with links() as (one, other):
+                monkeypatch.setattr(UdpSocket, "send_segments", sometimes_full)
+                accepting = Accepting(other)
+                stream = one.open_stream(Noting())
+                stream.write(bytes(300_000))
+                stream.write_eof()
+                theirs = await accepting.next()
+                await theirs.until_told("eof")
+                assert len(theirs.received) == 300_000
+            assert calls > 3
+
+        run(main())
+
+    @pytest.mark.parametrize("mtu", [0, 1228])
+    def test_what_the_path_is_too_narrow_for_is_dropped(
+        self, mtu: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not offered again and again: here the path becomes as wide as before after a moment."""
+        send = UdpSocket.send_segments
+        refused = 0
+
+        def narrow(self: UdpSocket, buffers: list[bytes], size: int, to: SocketAddress) -> int:
+            nonlocal refused
+            if size <= 1200 or refused >= 20:
+                return send(self, buffers, size, to)
+            refused += 1
+            error = NetworkError(ErrorKind.TOO_BIG, errno.EMSGSIZE, mtu=mtu)
+            self._refusals.append(QueuedError(endpoint_from(to), error, b""))
+            return 0
+
+        async def main() -> None:
+            async with links() as (one, other):
+                monkeypatch.setattr(UdpSocket, "send_segments", narrow)
+                accepting = Accepting(other)
+                stream = one.open_stream(Noting())
+                stream.write(bytes(300_000))
+                stream.write_eof()
+                theirs = await accepting.next()
+                await theirs.until_told("eof")
+                assert len(theirs.received) == 300_000
+            assert refused == 20
+
+        run(main())
+
+    def test_closing_one_that_is_full_lets_the_others_go_on(self) -> None:
+        async def main() -> None:
+            async with links() as (one, other):
+                Accepting(other)
+                spare = one._sockets[77] = UdpSocket(socket.AF_INET, 0)
+                one._wait_for_room(spare)
+                one._close_others()
+                assert spare.fileno() < 0
+                stream = one.open_stream(Noting())
+                stream.write(b"x")
+                stream.write_eof()
+                await one.drain()
+
+        run(main())
+
+
+class TestSuspending:
+    def test_on_one_loop_and_going_on_on_another(self) -> None:
+        """As a command does that goes to the background."""
+
+        async def main() -> None:
+            async with links() as (one, other):
+                accepting = Accepting(other)
+                ours = Noting()
+                one.open_stream(ours).write(b"x")
+                theirs = await accepting.next()
+                ours.stream.pause_reading()
+                one.suspend()
+                suspended = one.is_suspended
+                assert suspended
+                theirs.stream.write(b"meanwhile")
+                await asyncio.sleep(0.05)
+                one.resume()
+                assert not one.is_suspended
+                ours.stream.resume_reading()
+                await ours.until(lambda noting: noting.received == b"meanwhile")
+
+        run(main())
+
+
+class TestFloods:
+    """A flood is left to the kernel for a while, and the tunnel goes on."""
+
+    @staticmethod
+    async def flooded(link: Link) -> None:
+        """Send strangers' datagrams at a link, until it has closed its shutter."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            number, sock = next(iter(link._sockets.items()))
+            assert number == link.tunnel.path.socket
+            while link._shutter is None:
+                for _ in range(100):
+                    stranger.sendto(HELLO_MAGIC, ("127.0.0.1", sock.local.port))
+                await asyncio.sleep(0)
+
+    def test_meanwhile_the_tunnel_goes_on(self) -> None:
+        async def main() -> None:
+            async with links() as (one, other):
+                accepting = Accepting(other)
+                ours = Noting()
+                stream = one.open_stream(ours)
+                await self.flooded(one)
+                await self.flooded(other)
+                stream.write(b"there")
+                theirs = await accepting.next()
+                await theirs.until(lambda noting: noting.received == b"there")
+                theirs.stream.write(b"and back")
+                await ours.until(lambda noting: noting.received == b"and back")
+                assert one._shutter is not None
+
+        run(main())
+
+    def test_it_opens_again_and_closes_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(link_module, "_SHUT", 0.01)
+
+        async def main() -> None:
+            async with links() as (one, _):
+                for _ in range(2):
+                    await self.flooded(one)
+                    while one._shutter is not None:  # noqa: ASYNC110 (nothing announces it)
+                        await asyncio.sleep(0.005)
+
+        run(main())
+
+    def test_a_link_that_ends_leaves_no_timer(self) -> None:
+        async def main() -> None:
+            async with links() as (one, _):
+                await self.flooded(one)
+                one.abort()
+                assert one._shutter is None
+
+        run(main())
+
+
+class TestTrains:
+    def test_are_of_one_size_and_the_last_may_be_less(self) -> None:
+        big, small = bytes(1350), bytes(100)
+        assert _next_train([big, big, small, big]) == [big, big, small]
+        assert _next_train([small, big]) == [small]
+        assert _next_train([big]) == [big]
+        assert _next_train([]) == []
+
+    def test_fit_into_one_call(self) -> None:
+        train = _next_train([bytes(1350)] * 200)
+        assert sum(map(len, train)) <= 65_507
+        assert 1 < len(train) <= 64
+
+
+def test_early_data_of_the_traversal_is_not_lost() -> None:
+    """The peer may be quicker: its first packets are in the hole already."""
+
+    async def main() -> None:
+        async with tunnel_holes() as (client, server):
+            first = asyncio.ensure_future(establish(client, SECRET, Purpose.PROGRAM))
+            await asyncio.sleep(0.05)
+            second = await establish(server, SECRET, Purpose.PROGRAM)
+            async with asyncio.timeout(0.5):
+                (await first).abort()
+            second.abort()
+            assert second.connected.path == Path(0, second.peer)
+
+    run(main())
