@@ -2,9 +2,12 @@
 
     NatTraverseError
      ├── UsageError            2    the command line or an argument makes no sense
+     ├── ProofError            3    the peer has not proven to be the one (in `tunnel.refusals`)
      ├── NoPathError           4    the deadline passed and no path was found (0.7's code)
-     ├── DataLostError         5    data was lost on the way and can't be had again
+     ├── DataLostError         5    the plain tunnel lost data, which can't be had again
      ├── OtherPortsError       6    a path was found, but not between the ports agreed upon
+     ├── ModesDifferError      8    the two sides want different things (in `link.establish`)
+     ├── NoAnswerError         1    a path without a tunnel on it (in `link.link`): tried again
      ├── PeerGoneError         the errno: 104 ended early, 110 fell silent, 111 refuses
      ├── LocalNetworkError     the errno: 22 unknown host, 98 in use, 101 no route, 13 not permitted
      ├── OutputError           the errno of the failed write: 28 disk full
