@@ -1,1 +1,1 @@
-"""LAYER 4: what flows through a tunnel: standard streams, a command, a port handed over."""
+"""LAYER 5: what flows through a tunnel: standard streams, a command, a port handed over."""

@@ -13,19 +13,14 @@ import asyncio
 import os
 import select
 import signal
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from nat_traverse.carry.descriptors import Sink, Source
+from nat_traverse.carry.environment import without_secret
 from nat_traverse.carry.processes import Process, descendants, send_signal
-from nat_traverse.carry.relay import Relay, RelayEvent
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from nat_traverse.session import Hole
-    from nat_traverse.tunnel.plain import PlainTunnel
 
 SHELL = "/bin/sh"
 _SIGNAL_BASE = 128  # what a shell adds to the number of the signal that ended a command
@@ -37,6 +32,30 @@ _GRACE = 2.0
 _LOOK_EVERY = 0.02  # s; nothing announces the end of a process that is not our own child
 
 
+class Relaying(Protocol):
+    """What runs between the tunnel and the command: `Relay`, `StreamRelay`, `DatagramRelay`."""
+
+    complete: bool  # our data ended before the tunnel did
+    paused: bool  # `run` returned, or is about to, with the tunnel alive
+
+    async def run(self) -> None:
+        """Relay until the tunnel is over."""
+
+    async def pause(self) -> None:
+        """Make `run` return while the tunnel lives, with nothing held here."""
+
+    def leave(self) -> None:
+        """End the tunnel as soon as the peer has all of our data."""
+
+
+class MakeRelay(Protocol):
+    """Makes a relay between a tunnel and a command that has `grace` seconds to read its input."""
+
+    def __call__(self, source: Source, sink: Sink, *, grace: float) -> Relaying:
+        """Return the relay."""
+        ...
+
+
 class Pipes:
     """Our ends of the command's two pipes, and who closes them when."""
 
@@ -44,15 +63,13 @@ class Pipes:
         self._output: int | None = output
         self._input: int | None = input_
 
-    def relay(
-        self, hole: Hole, tunnel: PlainTunnel, observe: Callable[[RelayEvent], None]
-    ) -> tuple[Relay, Sink]:
+    def relay(self, make_relay: MakeRelay) -> tuple[Relaying, Sink]:
         """Return a relay between the tunnel and the command, and the sink it writes to."""
         if self._output is None or self._input is None:
             raise ValueError("the pipes are closed")
         source = Source(self._output, name="the command's output")
         sink = Sink(self._input, name="the command's input")
-        return Relay(hole, tunnel, source, sink, observe, grace=_GRACE), sink
+        return make_relay(source, sink, grace=_GRACE), sink
 
     def is_held(self) -> bool:
         """Tell whether anybody can still write to us: a pipe without writers is hung up."""
@@ -66,6 +83,13 @@ class Pipes:
         """Prepare for another relay: if the command's input has ended, another sink stands in."""
         if sink.ended:
             self._input = os.open(os.devnull, os.O_WRONLY)
+
+    def discard(self) -> None:
+        """Close both; no sink has had them."""
+        for descriptor in (self._input, self._output):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._input = self._output = None
 
     def close(self, sink: Sink) -> None:
         """Close both, except what `sink` has closed already by ending it."""
@@ -85,14 +109,15 @@ class Detached:
 
 
 async def run_command(
-    command: str, hole: Hole, tunnel: PlainTunnel, observe: Callable[[RelayEvent], None]
+    command: str, make_relay: MakeRelay, *, packets: bool = False
 ) -> int | Detached:
     """Run `command` over the tunnel, and return its exit status as a shell gives it.
 
-    Raises what `Relay.run` raises; the command and its children are ended then.
+    With `packets` it gets packet sockets in place of pipes, which keep each of its writes apart.
+    Raises what the relay's `run` raises; the command and its children are ended then.
     """
-    process, pipes = await _start(command)
-    relay, sink = pipes.relay(hole, tunnel, observe)
+    process, pipes = await _start_whole(command, packets=packets)
+    relay, sink = pipes.relay(make_relay)
     relaying = asyncio.ensure_future(relay.run())
     exited = asyncio.ensure_future(process.wait())
     try:
@@ -119,11 +144,9 @@ async def run_command(
     return _status(await exited)
 
 
-async def continue_detached(
-    detached: Detached, hole: Hole, tunnel: PlainTunnel, observe: Callable[[RelayEvent], None]
-) -> None:
-    """Go on relaying for what a detached command left behind; raises what `Relay.run` raises."""
-    relay, sink = detached.pipes.relay(hole, tunnel, observe)
+async def continue_detached(detached: Detached, make_relay: MakeRelay) -> None:
+    """Go on relaying for what a detached command left behind; raises what the relay's run does."""
+    relay, sink = detached.pipes.relay(make_relay)
     relay.leave()
     try:
         await relay.run()
@@ -131,12 +154,29 @@ async def continue_detached(
         detached.pipes.close(sink)
 
 
-async def _start(command: str) -> tuple[asyncio.subprocess.Process, Pipes]:
-    their_input, our_output = os.pipe()
-    our_input, their_output = os.pipe()
+async def _start_whole(command: str, *, packets: bool) -> tuple[asyncio.subprocess.Process, Pipes]:
+    """Start the command. Cancelled, let it come into being first, so that all of it can be ended.
+
+    asyncio would end the shell alone, and leave what that has started by then to itself.
+    """
+    starting = asyncio.ensure_future(_start(command, packets=packets))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        process, pipes = await starting
+        pipes.discard()
+        await _end(process, asyncio.ensure_future(process.wait()))
+        raise
+
+
+async def _start(command: str, *, packets: bool) -> tuple[asyncio.subprocess.Process, Pipes]:
+    their_input, our_output, our_input, their_output = _packet_pair() if packets else _pipe_pair()
     try:
         process = await asyncio.create_subprocess_exec(
-            SHELL, "-c", command, stdin=their_input, stdout=their_output
+            *(SHELL, "-c", command),
+            stdin=their_input,
+            stdout=their_output,
+            env=without_secret(os.environ),
         )
     except BaseException:
         os.close(our_input)
@@ -146,6 +186,21 @@ async def _start(command: str) -> tuple[asyncio.subprocess.Process, Pipes]:
         os.close(their_input)
         os.close(their_output)
     return process, Pipes(our_input, our_output)
+
+
+def _pipe_pair() -> tuple[int, int, int, int]:
+    """Return the command's input, our end of it, our end of its output, and the command's."""
+    return *os.pipe(), *os.pipe()
+
+
+def _packet_pair() -> tuple[int, int, int, int]:
+    """Return the same, of sockets that keep packets apart and tell of their end."""
+    kind = socket.SOCK_SEQPACKET
+    (in_there, in_here), (out_here, out_there) = (
+        socket.socketpair(socket.AF_UNIX, kind),
+        socket.socketpair(socket.AF_UNIX, kind),
+    )
+    return in_there.detach(), in_here.detach(), out_here.detach(), out_there.detach()
 
 
 async def _end(process: asyncio.subprocess.Process, exited: asyncio.Future[int]) -> None:

@@ -7,6 +7,7 @@ import signal
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from nat_traverse.carry.command import SHELL
+from nat_traverse.carry.environment import without_secret
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,4 +59,4 @@ class Handoff(NamedTuple):
         """Become the command. Raises OSError if there is no shell."""
         for number in _IGNORED_BY_PYTHON:
             signal.signal(number, signal.SIG_DFL)
-        os.execve(SHELL, [SHELL, "-c", self.line()], self.environment(os.environ))  # noqa: S606 (the user's own command)
+        os.execve(SHELL, [SHELL, "-c", self.line()], self.environment(without_secret(os.environ)))  # noqa: S606 (the user's own command)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from nat_traverse.carry.descriptors import Sink, Source
-from nat_traverse.carry.relay import Relay, RelayEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from nat_traverse.session import Hole
-    from nat_traverse.tunnel.plain import PlainTunnel
+    from nat_traverse.carry.command import Relaying
 
 # By number: Python's own objects for them may be closed or replaced, and buffer.
-_STANDARD_INPUT = 0
-_STANDARD_OUTPUT = 1
+STANDARD_INPUT = 0
+STANDARD_OUTPUT = 1
 
 
-async def relay_standard_streams(
-    hole: Hole, tunnel: PlainTunnel, observe: Callable[[RelayEvent], None]
-) -> None:
-    """Relay until both directions have ended; raises what `Relay.run` raises."""
-    source, sink = Source(_STANDARD_INPUT), Sink(_STANDARD_OUTPUT)
-    await Relay(hole, tunnel, source, sink, observe).run()
+class MakeRelay(Protocol):
+    """Makes a relay between a tunnel and two descriptors."""
+
+    def __call__(self, source: Source, sink: Sink) -> Relaying:
+        """Return the relay."""
+        ...
+
+
+async def relay_standard_streams(make_relay: MakeRelay) -> None:
+    """Relay until both directions have ended; raises what the relay's `run` raises."""
+    await make_relay(Source(STANDARD_INPUT), Sink(STANDARD_OUTPUT)).run()
