@@ -13,24 +13,34 @@ _nat_traverse()
     case $before in
         --cmd) mapfile -t COMPREPLY < <(compgen -c -- "$current"); return ;;
         --handoff) mapfile -t COMPREPLY < <(compgen -c -- "$current"); return ;;
+        -L) return ;;
+        -R) return ;;
+        -D) return ;;
+        --expose) return ;;
+        --secret) return ;;
+        --secret-file) return ;;
+        --identity) return ;;
+        --peer-key) return ;;
         --timeout) return ;;
         --window) return ;;
         --hard) mapfile -t COMPREPLY < <(compgen -W "auto always never" -- "$current"); return ;;
         --ttl) return ;;
         --hint) return ;;
         --rate) return ;;
+        --keepalive) return ;;
         --left) mapfile -t COMPREPLY < <(compgen -W "none drop reject accept random double ipv6" -- "$current"); return ;;
         --right) mapfile -t COMPREPLY < <(compgen -W "none drop reject accept random double ipv6" -- "$current"); return ;;
     esac
 
     case ${COMP_WORDS[1]} in
         demo) options="--left --right --verbose --json --help --version" ;;
-        *) options="--cmd --handoff --quit-after-connect --timeout --window --hard --ttl --hint --rate --quiet --verbose --json --help --version" ;;
+        keygen) options="--public --help --version" ;;
+        *) options="--cmd --datagrams --handoff --quit-after-connect --plain -L -R -D --expose --retry --secret --secret-file --identity --peer-key --timeout --window --hard --ttl --hint --rate --keepalive --quiet --verbose --json --help --version" ;;
     esac
     if [[ $current == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$options" -- "$current")
     elif ((COMP_CWORD == 1)); then
-        mapfile -t COMPREPLY < <(compgen -W "demo" -- "$current")
+        mapfile -t COMPREPLY < <(compgen -W "demo keygen" -- "$current")
     fi
 }
 

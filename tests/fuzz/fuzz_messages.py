@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from nat_traverse.cli.arguments import parse as parse_arguments
 from nat_traverse.cli.getopt import scan
 from nat_traverse.cli.options import TUNNEL
-from nat_traverse.cli.target import parse as parse_target
 from nat_traverse.errors import RemoteProtocolError, UsageError
 from nat_traverse.model import Endpoint, ErrorKind, NetworkError, Path
 from nat_traverse.net import errqueue, features
 from nat_traverse.net.resolve import parse_literal
 from nat_traverse.punch.handshake import DATAGRAM_SIZE, Handshake, HandshakeSettings
 from nat_traverse.punch.machine import Connected, Send
+from nat_traverse.target import parse as parse_target
 from nat_traverse.tunnel.plain import PlainTunnel
 from nat_traverse.wire import hello as wire
 from nat_traverse.wire.hello import Agreed, Bare, Counts, Kind, Message, Mode, Reason

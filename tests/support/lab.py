@@ -58,6 +58,30 @@ opened.bind((device, every_protocol))
 socket.send_fds(socket.socket(fileno=int(channel)), [b"x"], [opened.fileno()])
 """
 
+# The same for one whose packets bring their own IP header, so that they may name any sender.
+_FORGER = """\
+import socket, sys
+(channel,) = sys.argv[1:]
+opened = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+socket.send_fds(socket.socket(fileno=int(channel)), [b"x"], [opened.fileno()])
+"""
+
+# The same for a TCP server.
+_LISTENER = """\
+import socket, sys
+port, channel = sys.argv[1:]
+opened = socket.create_server(("", int(port)))
+socket.send_fds(socket.socket(fileno=int(channel)), [b"x"], [opened.fileno()])
+"""
+
+# The same for a TCP client that has connected to a port of its own host.
+_CALLER = """\
+import socket, sys
+port, channel = sys.argv[1:]
+opened = socket.create_connection(("127.0.0.1", int(port)))
+socket.send_fds(socket.socket(fileno=int(channel)), [b"x"], [opened.fileno()])
+"""
+
 # The kernel's own time of each packet (asm-generic/socket.h), as struct timespec.
 _SO_TIMESTAMPNS = 35
 _TIMESPEC = struct.Struct("=qq")
@@ -69,6 +93,13 @@ _STATISTICS = struct.Struct("=II")
 
 _IPV4 = 0x0800
 _UDP = 17
+
+# An IPv4 header without options, with Don't Fragment; the kernel fills in length and checksum
+# where they are 0 (raw(7)). And a UDP header without a checksum, which IPv4 allows (RFC 768).
+_IP_HEAD = struct.Struct("!BBHHHBBH4s4s")
+_IP_VERSION_AND_SIZE = 0x45
+_DONT_FRAGMENT = 0x4000
+_UDP_HEAD = struct.Struct("!HHHH")
 
 
 class Packet(NamedTuple):
@@ -125,6 +156,76 @@ class Tap:
                 seconds, nanoseconds = _TIMESPEC.unpack(ancillary[0][2])
                 leaves = address[2] == socket.PACKET_OUTGOING
                 self._packets.append(_parsed(data, seconds + nanoseconds / 1e9, leaves=leaves))
+
+
+class Sniffer:
+    """Takes a sample of what passes a node's device, as somebody on the way could."""
+
+    def __init__(self, node: Node, device: str, *, limit: int) -> None:
+        self._socket = _opened_in(node, _TAPPER, device)
+        self._socket.settimeout(_TAP_LOOKS)
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._socket.close()
+
+    @property
+    def sample(self) -> bytes:
+        """All packets of the sample, one behind the other."""
+        return b"".join(self._parts)
+
+    def _read(self) -> None:
+        size = 0
+        while size < self._limit and not self._over.is_set():
+            try:
+                data = self._socket.recv(65_535)
+            except TimeoutError:
+                continue
+            self._parts.append(data)
+            size += len(data)
+
+
+def packet_socket(node: Node, device: str) -> socket.socket:
+    """Return a socket that sees all packets on a device, coming and going, from the IP header."""
+    return _opened_in(node, _TAPPER, device)
+
+
+def forging_socket(node: Node) -> socket.socket:
+    """Return a socket that sends from `node` what `forged` makes."""
+    return _opened_in(node, _FORGER)
+
+
+def forged(
+    source: tuple[str, int], destination: tuple[str, int], data: bytes, ttl: int = 64
+) -> bytes:
+    """Return a UDP datagram with its headers, from whomever it is to seem to come."""
+    ends = socket.inet_aton(source[0]), socket.inet_aton(destination[0])
+    ip = _IP_HEAD.pack(_IP_VERSION_AND_SIZE, 0, 0, 0, _DONT_FRAGMENT, ttl, _UDP, 0, *ends)
+    return ip + _UDP_HEAD.pack(source[1], destination[1], _UDP_HEAD.size + len(data), 0) + data
+
+
+def tcp_listener(node: Node, port: int) -> socket.socket:
+    """Return a TCP server of a node's, which nobody accepts connections for but the test."""
+    return _opened_in(node, _LISTENER, str(port))
+
+
+def tcp_connection(node: Node, port: int) -> socket.socket:
+    """Return a connection, made in a node, to a TCP port of that same node."""
+    return _opened_in(node, _CALLER, str(port))
+
+
+def parsed(data: bytes, at: float = 0.0, *, leaves: bool = False) -> Packet | None:
+    """Return what a packet socket has read, if it is UDP in IPv4."""
+    return _parsed(data, at, leaves=leaves) if data[0] >> 4 == 4 and data[9] == _UDP else None
 
 
 def _parsed(data: bytes, at: float, *, leaves: bool) -> Packet:

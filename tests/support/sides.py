@@ -6,7 +6,7 @@ import contextlib
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from support.programs import PATIENCE, Program, ours
 
@@ -25,16 +25,16 @@ def address(host: Host) -> str:
     return found
 
 
-def left(lab: Lab | SharedLab, *options: str, peer: str | None = None) -> Program:
-    """Start the left side."""
+def left(lab: Lab | SharedLab, *options: str, peer: str | None = None, **streams: Any) -> Program:
+    """Start the left side; `streams` are as for `Program`."""
     spec = f"{LEFT_PORT}:{peer or address(lab.right)}:{RIGHT_PORT}"
-    return ours("--json", *options, spec, node=lab.left)
+    return ours("--json", *options, spec, node=lab.left, **streams)
 
 
-def right(lab: Lab | SharedLab, *options: str, peer: str | None = None) -> Program:
-    """Start the right side."""
+def right(lab: Lab | SharedLab, *options: str, peer: str | None = None, **streams: Any) -> Program:
+    """Start the right side; `streams` are as for `Program`."""
     spec = f"{RIGHT_PORT}:{peer or address(lab.left)}:{LEFT_PORT}"
-    return ours("--json", *options, spec, node=lab.right)
+    return ours("--json", *options, spec, node=lab.right, **streams)
 
 
 @contextlib.contextmanager

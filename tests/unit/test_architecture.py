@@ -27,13 +27,16 @@ PACKAGE = "nat_traverse"
 # session stands where its imports put it: it makes the hole that tunnel and carry are given.
 # lab and demo stand beside: they know of no protocol, and start programs as a user does.
 LAYERS = (
-    ("_version", "errors", "model"),
+    ("_version", "errors", "form", "model"),
+    ("target",),
     ("wire", "lab"),
     ("punch", "demo"),
     ("net",),
     ("session",),
     ("tunnel",),
+    ("link",),
     ("carry",),
+    ("api",),
     ("cli",),
     ("", "__main__"),  # the package itself, which is the public API
 )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
 import re
 import signal
 import sys
@@ -14,67 +12,32 @@ import pytest
 
 from nat_traverse.cli.report import EVENT_FIELDS
 from support.ends import free_ports
-from support.leftovers import Mark, can_be_bound
-from support.programs import OURS, Program, ours
+from support.loopback import V4, exchange, pair, succeed
+from support.programs import ours
 from support.tools import need
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-V4 = "127.0.0.1"
 
-
-@contextlib.contextmanager
-def pair(
-    *options: str,
-    left: tuple[str, ...] = (),
-    right: tuple[str, ...] = (),
-    peer: str = V4,
-    before: tuple[str, ...] = (),
-) -> Iterator[tuple[Program, Program]]:
-    """Run two ends; `options` are for both, `before` is what runs the program."""
-    one, other = free_ports()
-    mark = Mark()
-
-    def end(more: tuple[str, ...], mine: int, theirs: int) -> Program:
-        spec = f"{mine}:{peer}:{theirs}"
-        return Program([*before, OURS, *options, *more, spec], env=mark.environment)
-
-    with end(left, one, other) as first, end(right, other, one) as second:
-        yield first, second
-    mark.gone()
-    assert can_be_bound(one)
-    assert can_be_bound(other)
-
-
-def succeed(*programs: Program) -> None:
-    assert [program.wait() for program in programs] == [0] * len(programs)
-
-
-def exchange(one: Program, other: Program, size: int = 300_000) -> None:
-    """Send bytes both ways, end both directions, and see that all arrived."""
-    there, back = random.Random(1).randbytes(size), random.Random(2).randbytes(size)
-    one.write(there)
-    other.write(back)
-    one.close_input()
-    other.close_input()
-    succeed(one, other)
-    assert (other.output, one.output) == (there, back)
+@pytest.fixture(params=["plain", "encrypted"])
+def kind(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """The options for one of the two tunnels."""
+    return ("--plain",) if request.param == "plain" else ()
 
 
 class TestRelay:
     @pytest.mark.parametrize("size", [0, 1, 5, 300_000, 5_000_000])
-    def test_is_exact_both_ways(self, size: int) -> None:
-        with pair() as (one, other):
+    def test_is_exact_both_ways(self, kind: tuple[str, ...], size: int) -> None:
+        with pair(*kind) as (one, other):
             exchange(one, other, size)
 
-    def test_over_ipv6(self) -> None:
-        with pair("--json", peer="::1") as (one, other):
+    def test_over_ipv6(self, kind: tuple[str, ...]) -> None:
+        with pair(*kind, "--json", peer="::1") as (one, other):
             assert one.event("connected")["peer"].startswith("[::1]:")
             exchange(one, other)
 
-    def test_by_a_name_with_both_families(self, tmp_path: Path) -> None:
+    def test_by_a_name_with_both_families(self, kind: tuple[str, ...], tmp_path: Path) -> None:
         hosts = tmp_path / "hosts"
         hosts.write_text("127.0.0.1 both\n::1 both\n")
         hosts.chmod(0o644)
@@ -82,7 +45,7 @@ class TestRelay:
         unshare = [need("unshare", package="util-linux"), "--mount"]
         if os.geteuid() != 0:
             unshare += ["--user", "--map-root-user"]
-        with pair("--json", peer="both", before=(*unshare, "sh", "-c", script, "sh")) as (
+        with pair(*kind, "--json", peer="both", before=(*unshare, "sh", "-c", script, "sh")) as (
             one,
             other,
         ):
@@ -94,8 +57,10 @@ class TestRelay:
             exchange(one, other)
 
     @pytest.mark.parametrize("first", ["left", "right"])
-    def test_one_side_may_finish_long_before_the_other(self, first: str) -> None:
-        with pair() as (left, right):
+    def test_one_side_may_finish_long_before_the_other(
+        self, kind: tuple[str, ...], first: str
+    ) -> None:
+        with pair(*kind) as (left, right):
             short, long = (left, right) if first == "left" else (right, left)
             short.write(b"all of it")
             short.close_input()
@@ -133,10 +98,12 @@ class TestRelay:
 
 class TestCommand:
     @pytest.mark.parametrize("side", ["left", "right"])
-    def test_runs_on_either_side_and_its_status_is_ours(self, side: str) -> None:
+    def test_runs_on_either_side_and_its_status_is_ours(
+        self, kind: tuple[str, ...], side: str
+    ) -> None:
         command = ("--cmd", "tr a-z A-Z; exit 7")
         sides = (command, ()) if side == "left" else ((), command)
-        with pair("--json", left=sides[0], right=sides[1]) as (left, right):
+        with pair(*kind, "--json", left=sides[0], right=sides[1]) as (left, right):
             runner, user = (left, right) if side == "left" else (right, left)
             runner.event("running")
             user.write(b"shout")
@@ -145,28 +112,36 @@ class TestCommand:
             assert user.output == b"SHOUT"
             assert runner.output == b""
 
-    def test_runs_on_both_sides(self) -> None:
+    def test_runs_on_both_sides(self, kind: tuple[str, ...]) -> None:
         with pair(
+            *kind,
             left=("--cmd", "echo question; read answer; test $answer = answer"),
             right=("--cmd", "read question; test $question = question || exit 9; echo answer"),
         ) as (left, right):
             succeed(left, right)
 
-    def test_whose_reader_leaves_early_is_no_failure_of_the_tunnel(self) -> None:
-        with pair("--json", left=("--cmd", "head -c 5; exit 3")) as (runner, user):
+    def test_whose_reader_leaves_early_is_no_failure_of_the_tunnel(
+        self, kind: tuple[str, ...]
+    ) -> None:
+        with pair(*kind, "--json", left=("--cmd", "head -c 5; exit 3")) as (runner, user):
             user.write(b"12345")
             assert (runner.wait(), user.wait()) == (3, 0)
             assert user.output == b"12345"
 
-    def test_killed_by_a_signal(self) -> None:
-        with pair(left=("--cmd", "kill -9 $$")) as (runner, user):
+    def test_killed_by_a_signal(self, kind: tuple[str, ...]) -> None:
+        with pair(*kind, left=("--cmd", "kill -9 $$")) as (runner, user):
             assert (runner.wait(), user.wait()) == (128 + 9, 0)
 
-    def test_may_leave_a_process_behind_which_keeps_the_tunnel(self, tmp_path: Path) -> None:
+    def test_may_leave_a_process_behind_which_keeps_the_tunnel(
+        self, kind: tuple[str, ...], tmp_path: Path
+    ) -> None:
         """As `pppd updetach` does: our status is known, and the tunnel goes on without us."""
         more = tmp_path / "more"
         os.mkfifo(more)
-        with pair("--json", left=("--cmd", f"cat {more} 2>/dev/null & exit 5")) as (runner, user):
+        with pair(*kind, "--json", left=("--cmd", f"cat {more} 2>/dev/null & exit 5")) as (
+            runner,
+            user,
+        ):
             assert runner.wait() == 5
             assert user.process.poll() is None
             more.write_bytes(b"from behind")
@@ -245,8 +220,8 @@ def documented(events: list[dict[str, Any]]) -> None:
 
 
 class TestWhatIsSaid:
-    def test_json_is_one_documented_object_a_line(self) -> None:
-        with pair("--json", right=("--cmd", "cat")) as (one, other):
+    def test_json_is_one_documented_object_a_line(self, kind: tuple[str, ...]) -> None:
+        with pair(*kind, "--json", right=("--cmd", "cat")) as (one, other):
             one.write(b"12345")
             one.close_input()
             succeed(one, other)
@@ -258,7 +233,7 @@ class TestWhatIsSaid:
             for name in ("opened", "connected", "finished", "delivered"):
                 assert names.count(name) == 1
             assert one.event("finished")["received"] == one.event("delivered")["sent"] == 5
-            assert one.event("connected")["encrypted"] is False
+            assert one.event("connected")["encrypted"] is (not kind)
             assert one.event("connected")["round_trip"] > 0
 
     def test_json_of_a_failure(self) -> None:
@@ -270,13 +245,13 @@ class TestWhatIsSaid:
             assert left.events[-1]["exit_code"] == 4
             assert any(event["event"] == "explanation" for event in left.events)
 
-    def test_quiet_is_silent_when_all_goes_well(self) -> None:
-        with pair("--quiet") as (one, other):
+    def test_quiet_is_silent_when_all_goes_well(self, kind: tuple[str, ...]) -> None:
+        with pair(*kind, "--quiet") as (one, other):
             exchange(one, other)
             assert one.errors == other.errors == ""
 
-    def test_in_words(self) -> None:
-        with pair("--verbose") as (one, other):
+    def test_in_words(self, kind: tuple[str, ...]) -> None:
+        with pair(*kind, "--verbose") as (one, other):
             exchange(one, other)
             assert re.search(
                 r"^ +\d+\.\d\d s  connected: port \d+ to 127", one.errors, re.MULTILINE
@@ -285,15 +260,15 @@ class TestWhatIsSaid:
             assert "the peer has received 300,000 of 300,000 bytes" in one.errors
             assert "the peer has sent all: 300,000 bytes arrived" in one.errors
 
-    def test_a_restarted_peer_is_noticed(self) -> None:
+    def test_a_restarted_peer_is_noticed_by_a_plain_tunnel(self) -> None:
         one, other = free_ports()
-        with ours("--json", f"{one}:{V4}:{other}") as left:
-            with ours("--json", f"{other}:{V4}:{one}") as right:
+        with ours("--plain", "--json", f"{one}:{V4}:{other}") as left:
+            with ours("--plain", "--json", f"{other}:{V4}:{one}") as right:
                 left.event("connected")
                 right.event("connected")
                 right.signal(signal.SIGKILL)
                 right.wait()
-            with ours("--json", f"{other}:{V4}:{one}") as again:
+            with ours("--plain", "--json", f"{other}:{V4}:{one}") as again:
                 left.event("restarted")
                 again.event("opened")
                 # Neither a byte of it nor its answers come out as data.

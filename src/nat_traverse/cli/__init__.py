@@ -41,7 +41,7 @@ def _act(request: object) -> int:
     """Do what takes a network, and so takes longer to import."""
     import signal  # noqa: PLC0415
 
-    from nat_traverse.cli.settings import Connect, Demo  # noqa: PLC0415
+    from nat_traverse.cli.settings import Connect, Demo, Keygen  # noqa: PLC0415
 
     # Until the event loop takes signals over, ^C ends the process as it ends any other, without
     # the traceback of whatever was being imported.
@@ -55,6 +55,10 @@ def _act(request: object) -> int:
         from nat_traverse.cli.demo import run_demo  # noqa: PLC0415
 
         return run_demo(request)
+    if isinstance(request, Keygen):
+        from nat_traverse.cli.keygen import run_keygen  # noqa: PLC0415
+
+        return run_keygen(request.path, public=request.public)
     raise AssertionError(f"no such request: {request!r}")
 
 

@@ -7,13 +7,15 @@ from nat_traverse.cli.options import (
     COMMANDS,
     DEFAULT_KIND,
     DEMO,
-    FORM,
     HARD,
+    KEEPALIVE,
+    KEYGEN,
     RATE,
     TTL,
     TUNNEL,
 )
 from nat_traverse.errors import UsageError
+from nat_traverse.form import FORM
 
 TYPE_CHECKING = False  # importing typing would double the time that --version takes
 if TYPE_CHECKING:
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 
     from nat_traverse.cli.getopt import Scan
     from nat_traverse.cli.options import Command
-    from nat_traverse.cli.settings import Connect, Demo
-    from nat_traverse.cli.target import Target
+    from nat_traverse.cli.settings import Connect, Demo, Keygen
+    from nat_traverse.target import Target
 
     Values = dict[str, str | int | None]
 
@@ -49,6 +51,9 @@ SMALLEST_RATE: Final = 20
 LARGEST_RATE: Final = 100_000
 """Packets a second: more than a program like this can send, or any gateway take."""
 
+LONGEST_KEEPALIVE: Final = 25
+"""Seconds: below the 30 s after which the quickest gateways measured forget a path."""
+
 HINT: Final = "Try 'nat-traverse --help'."
 
 
@@ -69,7 +74,7 @@ class ShowHelp:
 
 def parse(
     arguments: Sequence[str], environment: Mapping[str, str]
-) -> ShowVersion | ShowHelp | Connect | Demo:
+) -> ShowVersion | ShowHelp | Connect | Demo | Keygen:
     """Read `arguments`, which do not include the program's name.
 
     Raises UsageError, whose text is what the user reads: one line for each thing that is wrong,
@@ -97,7 +102,7 @@ def _shown(found: Scan, command: Command) -> ShowVersion | ShowHelp | None:
     return None
 
 
-def _settled(found: Scan, command: Command) -> Connect | Demo:
+def _settled(found: Scan, command: Command) -> Connect | Demo | Keygen:
     """Turn a scan into settings; the last of several equal options counts."""
     if found.errors:
         raise UsageError("\n".join(found.errors))
@@ -105,20 +110,22 @@ def _settled(found: Scan, command: Command) -> Connect | Demo:
     verbosity = _verbosity(found)
     if command is DEMO:
         return _demo(values, verbosity, found.operands)
-    return _connect(values, verbosity, found.operands, _hints(found))
+    if command is KEYGEN:
+        return _keygen(values, found.operands)
+    return _connect(values, verbosity, found)
 
 
-def _connect(
-    values: Values, verbosity: int, operands: Sequence[str], hints: tuple[int, ...]
-) -> Connect:
-    from nat_traverse.cli.settings import Connect  # noqa: PLC0415 (--version needs none of it)
+def _connect(values: Values, verbosity: int, found: Scan) -> Connect:
+    from nat_traverse.carry import specs  # noqa: PLC0415 (--version needs none of it)
+    from nat_traverse.cli.settings import Connect  # noqa: PLC0415 (the same)
 
+    operands, hints = found.operands, _hints(found)
     target = _target(operands)
     window, timeout = _number(values, "window"), _number(values, "timeout")
     leaves = "quit-after-connect" in values
     cmd, handoff = _text(values, "cmd"), _text(values, "handoff")
     ttl = _text(values, "ttl")
-    rate = _number(values, "rate")
+    rate, keepalive = _number(values, "rate"), _number(values, "keepalive")
     if handoff is not None and (leaves or cmd is not None):
         other = "--quit-after-connect" if leaves else "--cmd"
         raise UsageError(f"--handoff and {other} exclude each other: either gets the path alone")
@@ -129,7 +136,7 @@ def _connect(
     elif cmd == "":
         raise UsageError("--cmd wants a command, not an empty word")
     _check_choices(values, TUNNEL)
-    return Connect(
+    connect = Connect(
         target=target,
         deadline=_deadline(window, timeout),
         window=None if window is None else max(0, window),
@@ -142,9 +149,62 @@ def _connect(
         rate=_bounded(
             "rate", int(RATE.default) if rate is None else rate, SMALLEST_RATE, LARGEST_RATE
         ),
+        datagrams="datagrams" in values,
+        plain="plain" in values,
+        locals_=tuple(map(specs.parse_local, _all(found, "l"))),
+        remotes=tuple(map(specs.parse_remote, _all(found, "r"))),
+        dynamics=tuple(map(specs.parse_dynamic, _all(found, "d"))),
+        exposed=tuple(map(specs.parse_exposed, _all(found, "expose"))),
+        retry="retry" in values,
+        secret=_text(values, "secret"),
+        secret_file=_text(values, "secret-file"),
+        identity=_text(values, "identity"),
+        peer_keys=tuple(_all(found, "peer-key")),
+        keepalive=_bounded(
+            "keepalive",
+            int(KEEPALIVE.default) if keepalive is None else keepalive,
+            *(1, LONGEST_KEEPALIVE),
+        ),
         verbosity=verbosity,
         json="json" in values,
     )
+    _check_together(connect, values)
+    return connect
+
+
+def _check_together(connect: Connect, values: Values) -> None:
+    """Refuse options that contradict each other."""
+    leaves = connect.quit_after_connect or connect.handoff is not None
+    proven = [name for name in ("secret", "secret-file", "identity", "peer-key") if name in values]
+    forward = next((f"-{name.upper()}" for name in ("l", "r", "d") if name in values), "--expose")
+    if connect.forwards and (connect.cmd is not None or connect.datagrams):
+        other = "--datagrams" if connect.datagrams else "--cmd"
+        raise UsageError(f"{forward} and {other} exclude each other: a tunnel is for one purpose")
+    needs = [forward] if connect.forwards else []
+    needs += [f"--{name}" for name in ("datagrams", "retry") if name in values]
+    if leaves and needs:
+        raise UsageError(f"{needs[0]} needs a tunnel, and this command makes none")
+    needs += [f"--{name}" for name in proven]
+    if connect.plain and needs:
+        raise UsageError(f"--plain excludes {needs[0]}, which needs the encrypted tunnel")
+    if leaves and proven:
+        raise UsageError(
+            f"--{proven[0]} proves who is at the other end of a tunnel, and this command makes"
+            " none: the program that uses the path has to prove it by itself"
+        )
+    if connect.retry and not connect.forwards and connect.cmd is None:
+        raise UsageError(
+            "--retry needs a port forward or --cmd: of standard input nobody could tell which"
+            " bytes had arrived"
+        )
+
+
+def _keygen(values: Values, operands: Sequence[str]) -> Keygen:
+    from nat_traverse.cli.settings import Keygen  # noqa: PLC0415 (--version needs none of it)
+
+    if len(operands) != 1 or not operands[0]:
+        raise UsageError("keygen wants the name of one FILE for the private key")
+    return Keygen(operands[0], public="public" in values)
 
 
 def _demo(values: Values, verbosity: int, operands: Sequence[str]) -> Demo:
@@ -190,6 +250,15 @@ def _hints(found: Scan) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ports))
 
 
+def _all(found: Scan, name: str) -> list[str]:
+    """Return the values of every option of this name, in the order given."""
+    return [
+        event.value
+        for event in found.events
+        if isinstance(event, Given) and event.name == name and isinstance(event.value, str)
+    ]
+
+
 def _bounded(name: str, number: int, smallest: int, largest: int) -> int:
     """Return `number`, which has to be in this range."""
     if not smallest <= number <= largest:
@@ -199,7 +268,7 @@ def _bounded(name: str, number: int, smallest: int, largest: int) -> int:
 
 def _target(operands: Sequence[str]) -> Target:
     """Read the one operand of the tunnel."""
-    from nat_traverse.cli import target  # noqa: PLC0415 (--version needs none of it)
+    from nat_traverse import target  # noqa: PLC0415 (--version needs none of it)
 
     if not operands:
         raise UsageError(f"nobody to reach: {FORM} is missing")

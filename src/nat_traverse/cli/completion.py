@@ -107,7 +107,7 @@ FILES = {"bash": "nat-traverse.bash", "zsh": "_nat-traverse", "fish": "nat-trave
 
 
 def _spellings(command: Command) -> str:
-    return " ".join(f"--{option.name}" for option in command.options)
+    return " ".join(option.word for option in command.options)
 
 
 def _valued() -> Iterable[Option]:
@@ -127,7 +127,7 @@ def _quoted(text: str) -> str:
 
 def _bash_values() -> str:
     """Return the branches that complete an option's value."""
-    return "\n".join(f"        --{option.name}){_bash_value(option)} ;;" for option in _valued())
+    return "\n".join(f"        {option.word}){_bash_value(option)} ;;" for option in _valued())
 
 
 def _bash_value(option: Option) -> str:
@@ -148,17 +148,20 @@ def _zsh_option(option: Option) -> str:
     """Return what _arguments wants: `--name=[what it is]:metavar:action`."""
     summary = option.label.replace("[", "(").replace("]", ")").replace(":", ",")
     if option.kind == FLAG:
-        return _quoted(f"--{option.name}[{summary}]")
+        return _quoted(f"{option.word}[{summary}]")
     action = ""
     if option.choices:
         action = f"({_words(option)})"
     elif option.shell_command:
         action = "_command_names -e"
-    return _quoted(f"--{option.name}=[{summary}]:{option.metavar}:{action}")
+    metavar = option.metavar.replace("[", "(").replace("]", ")").replace(":", "\\:")
+    joint = "=" if len(option.name) > 1 else ""  # `-L value`, and never `-L=value`
+    return _quoted(f"{option.word}{joint}[{summary}]:{metavar}:{action}")
 
 
 def _fish_option(option: Option, condition: str) -> str:
-    line = f"complete -c nat-traverse -n '{condition}' -l {option.name}"
+    spelled = f"-l {option.name}" if len(option.name) > 1 else f"-s {option.name.upper()}"
+    line = f"complete -c nat-traverse -n '{condition}' {spelled}"
     if option.kind != FLAG:
         line += " -x"
     if option.choices:

@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import time
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from nat_traverse.carry.command import Detached, continue_detached, run_command
 from nat_traverse.carry.handoff import Handoff
-from nat_traverse.carry.stdio import relay_standard_streams
 from nat_traverse.cli.explain import explain
-from nat_traverse.cli.report import Report, TerminalReport, make_report
+from nat_traverse.cli.plain import PlainBackground, use_plain
+from nat_traverse.cli.report import Report, make_report
+from nat_traverse.cli.search import punch_settings, watched
 from nat_traverse.cli.signals import Signalled, die_of, run_until_signalled
 from nat_traverse.errors import NatTraverseError, OtherPortsError
-from nat_traverse.punch.settings import Hard
-from nat_traverse.session import Hole, NotFoundError, PunchSettings, punch
-from nat_traverse.tunnel.plain import PlainTunnel
+from nat_traverse.session import Hole, NotFoundError, punch
 from nat_traverse.wire.hello import Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from nat_traverse.cli.secure import SecureBackground
     from nat_traverse.cli.settings import Connect
-    from nat_traverse.cli.target import Target
+    from nat_traverse.target import Target
 
-_STATUS_EVERY = 1.0  # s between two states of the live line
-
-
-@dataclass(frozen=True, slots=True)
-class _Background:
-    """The command has left a process behind, for which the tunnel has to stay."""
-
-    detached: Detached
-    hole: Hole
-    tunnel: PlainTunnel
+Background: TypeAlias = "PlainBackground | SecureBackground"
+Outcome: TypeAlias = "int | Handoff | Background"
 
 
 def run(connect: Connect) -> int:
@@ -47,7 +34,7 @@ def run(connect: Connect) -> int:
         outcome = run_until_signalled(_connect(connect, report))
         if isinstance(outcome, Handoff):
             outcome.execute()
-        if isinstance(outcome, _Background):
+        if not isinstance(outcome, int):
             return _go_into_background(outcome, report)
     except Signalled as signalled:
         die_of(signalled.number)
@@ -65,62 +52,30 @@ def run(connect: Connect) -> int:
     return outcome
 
 
-async def _connect(connect: Connect, report: Report) -> int | Handoff | _Background:
-    hole = await _punch(connect, report)
-    keep = False
+async def _connect(connect: Connect, report: Report) -> Outcome:
+    if connect.quit_after_connect or connect.handoff is not None:
+        return await _find_ports(connect, report)
+    if connect.plain:
+        settings = punch_settings(connect, Mode.PLAIN)
+        return await use_plain(connect, report, await watched(report, punch, settings))
+    from nat_traverse.cli.secure import use_secure  # noqa: PLC0415 (slow to import)
+
+    return await use_secure(connect, report)
+
+
+async def _find_ports(connect: Connect, report: Report) -> int | Handoff:
+    """Find a path for another program."""
+    hole = await watched(report, punch, punch_settings(connect, Mode.PORTS))
     try:
-        if connect.quit_after_connect:
-            await hole.settle()
-            if not hole.connected.agreed:
-                raise OtherPortsError(_other_ports(hole, report.agreed_port, connect.target))
-            return 0
+        await hole.settle()
         if connect.handoff is not None:
-            await hole.settle()
             remote = hole.connected.path.remote
             return Handoff(connect.handoff, hole.socket.local.port, remote)
-        loop = asyncio.get_running_loop()
-        tunnel = PlainTunnel(
-            hole.handshake, hole.connected, loop.time(), room=hole.socket.receive_room
-        )
-        if connect.cmd is None:
-            await relay_standard_streams(hole, tunnel, report.observe)
-            return 0
-        report.running(connect.cmd)
-        status = await run_command(connect.cmd, hole, tunnel, report.observe)
-        if isinstance(status, int):
-            return status
-        keep = True
-        return _Background(status, hole, tunnel)
+        if not hole.connected.agreed:
+            raise OtherPortsError(_other_ports(hole, report.agreed_port, connect.target))
+        return 0
     finally:
-        if not keep:
-            hole.close()
-
-
-async def _punch(connect: Connect, report: Report) -> Hole:
-    """Find the path, with a live line on a terminal meanwhile."""
-    target = connect.target
-    settings = PunchSettings(
-        local_port=target.local_port,
-        peer=target.peer,
-        remote_port=target.remote_port,
-        timeout=connect.deadline,
-        window=connect.window or 0,
-        # Whoever leaves the path to another program leaves it two ports, and nothing else.
-        mode=Mode.PORTS
-        if connect.quit_after_connect or connect.handoff is not None
-        else Mode.PLAIN,
-        hard=Hard(connect.hard),
-        rate=connect.rate,
-        ttl=connect.ttl,
-        hints=connect.hints,
-    )
-    showing = asyncio.ensure_future(_show_status(report))
-    try:
-        return await punch(settings, report.observe)
-    finally:
-        showing.cancel()
-        if isinstance(report, TerminalReport):
-            report.clear()
+        hole.close()
 
 
 def _other_ports(hole: Hole, local_port: int, target: Target) -> str:
@@ -135,13 +90,7 @@ def _other_ports(hole: Hole, local_port: int, target: Target) -> str:
     )
 
 
-async def _show_status(report: Report) -> None:
-    while True:
-        await asyncio.sleep(_STATUS_EVERY)
-        report.waiting()
-
-
-def _go_into_background(background: _Background, report: Report) -> int:
+def _go_into_background(background: Background, report: Report) -> int:
     """Leave the terminal to its user; a child goes on with the tunnel.
 
     The event loop has ended, and with it every thread: the one state in which a fork is safe.
@@ -154,15 +103,8 @@ def _go_into_background(background: _Background, report: Report) -> int:
     for standard in range(3):
         os.dup2(null, standard)
     with suppress(NatTraverseError, BrokenPipeError):
-        run_until_signalled(_continue(background, report.observe))
+        run_until_signalled(background.go_on(report.observe))
     return 0
-
-
-async def _continue(background: _Background, observe: Callable[..., None]) -> None:
-    try:
-        await continue_detached(background.detached, background.hole, background.tunnel, observe)
-    finally:
-        background.hole.close()
 
 
 def _process_start() -> float:

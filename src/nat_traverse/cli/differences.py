@@ -20,6 +20,51 @@ class Difference(NamedTuple):
 
 DIFFERENCES = (
     Difference(
+        "encryption",
+        "Encryption",
+        "None: whoever carried the packets could read and change them, and add some.",
+        "Encrypted between two ends that are newer than 0.7, unless both were given `--plain`.",
+        "What most tunnels carry is nobody else's business, and not every program that is put "
+        "into one protects itself.",
+    ),
+    Difference(
+        "proof",
+        "Who is at the other end",
+        "Whoever sent the right twenty bytes from there.",
+        "With a secret or keys, whoever proves to have them; otherwise a code is shown on both "
+        "sides, and compared by their users. Without the proof, exit status 3.",
+        "A neighbour behind the peer's gateway can send from its address, and somebody on the way "
+        "can send from any.",
+    ),
+    Difference(
+        "lost-packets",
+        "Lost packets",
+        "Lost, and nobody was told.",
+        "Repeated, and everything arrives once and in order. `--datagrams` keeps to what 0.7 did, "
+        "for programs with a protocol of their own. With `--plain` what is lost is counted at both "
+        "ends, and the exit status is 5.",
+        "A pipe that loses data without a word is of little use.",
+    ),
+    Difference(
+        "old-peers",
+        "A peer that runs 0.7",
+        "The only kind there was.",
+        "Accepted, with a line that says that nothing is encrypted. Refused by a side with "
+        "a secret, a key, a port forward or `--datagrams`: it goes on waiting for a newer one, and "
+        "ends with exit status 4 at the limit.",
+        "Such a peer can prove nothing; and whoever asks for a proof must never get a plain tunnel "
+        "because somebody claims to be old.",
+    ),
+    Difference(
+        "modes",
+        "Two sides that were started for different things",
+        "Nobody was told.",
+        "Exit status 8, and what differs, where one wants a plain tunnel and the other an "
+        "encrypted one, or an encrypted one and only the ports. Exit status 3 where the proofs "
+        "that were asked for differ, or what the tunnel is to carry.",
+        "Nothing is to be sent in the clear because of a misunderstanding.",
+    ),
+    Difference(
         "limit",
         "How long it tries",
         "It sent for *N* seconds, then waited up to *S* seconds; success came after *N* at best.",
@@ -152,8 +197,8 @@ DIFFERENCES = (
         "cmd-pipes",
         "What `--cmd` gets as standard input and output",
         "The UDP socket: each write was a datagram, and the end of the data never came.",
-        "Two pipes. What it writes travels in datagrams that fit the path, and the end of the "
-        "peer's data is the end of its input.",
+        "Two pipes; with `--datagrams`, two packet sockets. The end of the peer's data is the end "
+        "of its input. With `--plain`, too, what it writes is cut to fit the path.",
         "A late packet of the handshake must not reach the command, a long write must not become "
         "IP fragments, and most programs wait for the end of their input.",
     ),
@@ -175,7 +220,7 @@ DIFFERENCES = (
     Difference(
         "new-options",
         "Unknown options",
-        "For instance `--quiet`, `--json` and `--handoff`.",
+        "For instance `--quiet`, `--json`, `--handoff` and `-L`.",
         "These are options now. Every abbreviation of 0.7 keeps its meaning: `-q` is "
         "`--quit-after-connect`, `-v` is `--version`.",
         "Scripts keep working.",
@@ -190,10 +235,10 @@ DIFFERENCES = (
     ),
     Difference(
         "commands",
-        "The word `demo` as first argument",
+        "The words `demo` and `keygen` as first argument",
         "The usage text.",
-        "A command.",
-        "Without a colon it never was an address.",
+        "Commands.",
+        "Without a colon they never were addresses.",
     ),
     Difference(
         "icmp",
@@ -222,7 +267,8 @@ DIFFERENCES = (
         "datagrams",
         "Size of datagrams",
         "Up to 8,192 bytes, sent as IP fragments.",
-        "At most 1,400 bytes, less where the path wants less; up to 64 KiB are accepted.",
+        "At most 1,400 bytes on the way, less where the path wants less. With `--plain` up to 64 "
+        "KiB are accepted; with `--datagrams` one that does not fit is not sent, and that is told.",
         "Many gateways drop fragments, and one lost fragment loses the whole.",
     ),
     Difference(

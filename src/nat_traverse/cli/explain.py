@@ -36,10 +36,13 @@ def explain(evidence: Evidence, other_side: str) -> list[Explanation]:
 
     `other_side` is the command that the peer's user should have run.
     """
-    found = [
+    found = [] if not evidence.unwanted_legacy else [_old_peer(evidence.unwanted_legacy)]
+    found += [
         explanation
         for path, seen in evidence.paths.items()
         for explanation in _explain_path(path, seen, other_side)
+        # What a refused peer of 0.7 sends is counted for all paths together.
+        if explanation.code != "silence" or not evidence.unwanted_legacy
     ]
     found.extend(_elsewhere(host) for host in evidence.elsewhere)
     if evidence.ports_tried >= _SEARCHED and not _was_heard(evidence):
@@ -50,7 +53,7 @@ def explain(evidence: Evidence, other_side: str) -> list[Explanation]:
 
 
 def _was_heard(evidence: Evidence) -> bool:
-    return bool(evidence.elsewhere) or any(
+    return bool(evidence.elsewhere or evidence.unwanted_legacy) or any(
         seen.generation is not None or seen.other_ports for seen in evidence.paths.values()
     )
 
@@ -137,6 +140,16 @@ def _explain_errors(peer: str, seen: PathEvidence) -> Iterator[Explanation]:
                 f"There is no route to {peer} at the moment, here or further on.",
                 "Check both Internet connections, and that the address is a public one.",
             )
+
+
+def _old_peer(count: int) -> Explanation:
+    return Explanation(
+        "old-peer",
+        f"Somebody who speaks as nat-traverse 0.7 does knocked {count} times, and was not let in.",
+        "That version can't encrypt, knows no secret and no keys, and carries one stream only; or"
+        " somebody on the way cuts messages short, to make this side do without encryption.",
+        "Update the other side.",
+    )
 
 
 def _elsewhere(host: str) -> Explanation:

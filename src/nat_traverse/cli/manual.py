@@ -41,12 +41,15 @@ port numbers, it searches for them, which takes seconds. When a gateway has take
 for its own, both sides try again at the next full minute, so their clocks should not differ by more
 than ten seconds. Two gateways that both pick new port numbers are seldom crossed; see `--hard`.
 
-The tunnel carries standard input and output, a command, or nothing at all when another program is
-to use the path. It is not encrypted, and nobody proves who he is: whoever could read or forge the
-packets in between can do so. Carry something that protects itself, such as SSH or OpenVPN. Packets
-may get lost, as with UDP: what has to arrive completely needs a protocol that repeats it.
+The tunnel carries standard input and output, those of a command, or port forwards; or nothing at
+all, when another program is to use the path. It is encrypted, what the network loses is sent again,
+and each side is told of the end of the other's data. Who is at the other end is proven by a secret
+that both sides were given, or by keys; without either, both sides show a code to compare. See
+SECURITY.
 
-Its peer may be nat-traverse 0.7.
+With `--plain` on both sides it is what it was in 0.7: bare UDP, which can be read and forged on the
+way, and lacks what gets lost. The peer may still be nat-traverse 0.7. Then the tunnel is plain, and
+a line says so; a side with a secret or a key refuses such a peer.
 """
 
 OPTIONS_INTRODUCTION = """
@@ -54,7 +57,94 @@ An option starts with `--`, `-` or `+`. Its name can be in any case and can be s
 letter for the six options of 0.7, which go first, and as far as it stays unique for the others. A
 value is the next word or follows an equals sign. There are no bundles: `-w3` is not `-w 3`. Options
 may stand after the address; `--` ends them. When an option is given twice, the last one counts,
-except for `--hint`.
+except for `-L`, `-R`, `-D`, `--expose`, `--peer-key` and `--hint`, which add up.
+"""
+
+SSH = """
+Left wants to log in on right, which sits behind a gateway. Both have a file with the same secret,
+which nobody else can read:
+
+    left  $ nat-traverse 40000:natgw-of-right:40001 --retry \\
+                --secret-file ~/.nat-secret -L 2222:localhost:22
+    right $ nat-traverse 40001:natgw-of-left:40000 --retry \\
+                --secret-file ~/.nat-secret --expose localhost:22
+
+Port 2222 of left is now the SSH server of right, for any number of connections:
+
+    left  $ ssh -p 2222 user@localhost
+
+`-L` alone gives access to nothing: it is right who says with `--expose` what may be reached. With
+`--retry` both look for a path again whenever the tunnel is lost.
+"""
+
+PROXY_COMMAND = """
+ssh(1) can also start the tunnel by itself. Right waits for one login at a time:
+
+    right $ while sleep 1; do
+                nat-traverse 40001:natgw-of-left:40000 --timeout 0 \\
+                    --secret-file ~/.nat-secret --cmd 'nc localhost 22'
+            done
+
+And left, whenever somebody wants to log in:
+
+    left  $ tunnel='nat-traverse --quiet --secret-file ~/.nat-secret'
+    left  $ ssh -o ProxyCommand="$tunnel 40000:natgw-of-right:40001" user@right
+"""
+
+SOCKS = """
+With `-D` left has a SOCKS5 server, and whatever uses it goes out to the network from right:
+
+    left  $ nat-traverse 40000:natgw-of-right:40001 \\
+                --secret-file ~/.nat-secret -D 1080
+    right $ nat-traverse 40001:natgw-of-left:40000 \\
+                --secret-file ~/.nat-secret --expose any
+    left  $ curl --socks5-hostname localhost:1080 http://printer.lan/
+
+`any` is everything that right can reach, its own services and its whole local network included. It
+is for a peer who may have all that; else list what he may reach, one `--expose` for each.
+"""
+
+KEYS = """
+With keys there is nothing to agree on in secret. Each side makes one, once, and gives the other the
+line that is printed, by any way that nobody can change it on, such as the telephone:
+
+    left  $ nat-traverse keygen ~/.nat-key
+    nt1LEFT
+    right $ nat-traverse keygen ~/.nat-key
+    nt1RIGHT
+
+From then on:
+
+    left  $ nat-traverse 40000:natgw-of-right:40001 \\
+                --identity ~/.nat-key --peer-key nt1RIGHT
+    right $ nat-traverse 40001:natgw-of-left:40000 \\
+                --identity ~/.nat-key --peer-key nt1LEFT
+"""
+
+SERVICE = """
+A unit for systemd(1), `/etc/systemd/system/nat-traverse.service`, that keeps the SSH server of
+right reachable. The secret is in a file of root's, which the service gets a copy of:
+
+    [Unit]
+    Description=SSH for left, through the gateways
+    Wants=network-online.target
+    After=network-online.target
+
+    [Service]
+    LoadCredential=secret:/etc/nat-traverse/secret
+    ExecStart=/usr/local/bin/nat-traverse --retry --timeout 0 \\
+        --secret-file ${CREDENTIALS_DIRECTORY}/secret \\
+        --expose localhost:22 40001:natgw-of-left:40000
+    Restart=on-failure
+    RestartSec=1min
+    DynamicUser=yes
+
+    [Install]
+    WantedBy=multi-user.target
+
+`--retry` sees to all that time can heal. What remains, such as five attempts without the secret,
+ends the program, and it begins again a minute later. Each start is worth five guesses, so the
+secret should be four words drawn by chance at least, or a key.
 """
 
 PPP = """
@@ -66,8 +156,21 @@ pppd(8) makes a network interface of the tunnel. As root on both sides:
     right # nat-traverse --cmd="pppd nodetach notty noauth" \\
                 40001:natgw-of-left:40000
 
-The hosts now reach each other as 10.0.0.1 and 10.0.0.2, usually through a device called ppp0. TCP
-repeats what the tunnel loses. The packets can be read on the way.
+The hosts now reach each other as 10.0.0.1 and 10.0.0.2, usually through a device called ppp0. The
+packets are encrypted, and what gets lost is repeated; towards 0.7 neither. Where both sides are
+newer, give both `--secret-file` as well.
+"""
+
+PPP_DATAGRAMS = """
+TCP inside PPP repeats as well, and where packets get lost, one that is repeated by the tunnel holds
+up all others. There `--datagrams` is better, on both sides. pppd writes up to 1,504 bytes at once;
+dd(1) cuts them, so that each piece fits into one datagram on any path:
+
+    left  # nat-traverse --datagrams --cmd="pppd updetach noauth passive \\
+                notty mtu 1100 mru 1100 ipparam vpn 10.0.0.1:10.0.0.2 \\
+                | dd bs=1200" 40000:natgw-of-right:40001
+    right # nat-traverse --datagrams --cmd="pppd nodetach notty noauth \\
+                mtu 1100 mru 1100 | dd bs=1200" 40001:natgw-of-left:40000
 """
 
 NETCAT = """
@@ -81,8 +184,8 @@ Somebody can then log in on right through left:
 
     $ ssh -p 20000 user@left
 
-The tunnel does not repeat lost packets, so a connection ends when one gets lost: enough for a
-trial. For daily use take PPP, OpenVPN or WireGuard over the path.
+This serves one connection, then it ends. It also works with 0.7 on the other side; without, `-L`
+serves any number of connections.
 """
 
 OPENVPN = """
@@ -109,29 +212,103 @@ name has several addresses:
                --remote {peer_host} {peer_port}'
 """
 
+SECURITY = """
+The tunnel is encrypted with keys that are made for this one connection, from X25519 and ML-KEM-768
+together (QUIC, TLS 1.3). Whoever records it can't read it later either, not even with the secret.
+What encryption alone does not tell is who is at the other end: a neighbour behind the peer's
+gateway may have answered, or somebody on the way. That is what these are for:
+"""
+
+PROOFS = (
+    (
+        "A secret",
+        """
+        `--secret-file`, `NAT_TRAVERSE_SECRET` or `--secret`, the same on both sides. Nobody else
+        gets in or sits in between. The secret is not sent, and who listens can't test guesses at
+        it. Who takes part has one guess in an attempt; after five attempts that failed the program
+        ends, with status 3. So six digits drawn by chance give him 1 chance in 200,000 each time
+        that the program is run. Where it is run again and again, as in a loop, take four words
+        drawn by chance, or keys.
+
+        Prefer `--secret-file`. `--secret` is overwritten in the list of processes as soon as the
+        program runs, but the history of the shell keeps it.
+        """,
+    ),
+    (
+        "Keys",
+        """`--identity` and `--peer-key`, on both sides. Nothing can be guessed, and what is
+        exchanged beforehand is no secret. A stolen private key lets the thief claim to be its
+        owner; take its public half out of `--peer-key` then. With a secret as well, both have to be
+        right.""",
+    ),
+    (
+        "A code",
+        """Without either, both sides show six digits. If they are the same on both sides, nobody
+        sits in between; he had one chance in a million. That is worth something only when both
+        users compare them, by telephone for instance, before anything goes through that matters.
+        """,
+    ),
+    (
+        "Nothing",
+        """With `--plain`, and with a peer that runs 0.7, everybody on the way can read, change and
+        add. Neither side can be talked into that: it takes `--plain` on both, or a peer that runs
+        0.7 on one, and neither secret nor key on the other. `--handoff` and `--quit-after-connect`
+        leave all protection to the program that comes next.""",
+    ),
+)
+
+SECURITY_NOTE = """
+Once proven, the peer may reach what `--expose` lists, and nothing else; without it, nothing. A
+command gets whatever the peer sends: a shell given to `--cmd` is a shell for the peer.
+
+Nothing of this hides that there is a tunnel, between whom, when, and how much goes through; and
+whoever carries the packets can drop them. `docs/security.md`, which comes with the source, says
+against whom each protects, and how.
+"""
+
 EXIT_STATUS = (
     ("0", "The tunnel was used and ended, or a path was found with `--quit-after-connect`."),
     ("2", "The command line makes no sense. Nothing was sent."),
+    (
+        "3",
+        """The other side has not proven to be the right one: another secret or key, none, or one
+        on one side only. Also when it is the right one, but was started for something else:
+        standard input and output or `--cmd`, `--datagrams`, and forwards go with their like.""",
+    ),
     ("4", "No path was found within the time limit."),
-    ("5", "The tunnel was used, and packets with data got lost in it."),
+    ("5", "With `--plain`, or a peer that runs 0.7: packets with data got lost."),
     ("6", "With `--quit-after-connect`: a path was found, but not between the agreed ports."),
-    ("13", "The local port needs privileges that the user does not have."),
+    (
+        "8",
+        """The two sides want different things of the path: one a plain tunnel and the other an
+        encrypted one; or this one an encrypted tunnel, and the other only the ports. Also when the
+        path is too narrow for an encrypted tunnel.""",
+    ),
+    ("13", "The local port or a file needs privileges that the user does not have."),
     ("22", "The name of the peer is unknown."),
     ("28", "What the peer sent could not be written: the disk is full."),
-    ("98", "The local port is in use."),
+    ("71", "The two sides do not understand each other: their versions differ."),
+    ("98", "The local port is in use, or the port of a forward."),
     ("101", "There is no route to the peer."),
-    ("104", "The peer ended early, before the end of its data."),
+    ("104", "The peer ended early, before the end of its data or of ours."),
     ("110", "The peer fell silent."),
     ("111", "The peer refuses packets: its program is gone."),
     ("128 + *n*", "Signal *n* ended the program, as with 130 for Ctrl-C."),
 )
 
 EXIT_STATUS_NOTE = """
-With `--cmd` and `--handoff` the status is that of the command once it runs. Statuses from 13 to 111
+With `--cmd` and `--handoff` the status is that of the command once it runs; if the tunnel ends
+before the command does, the status says how. Statuses from 13 to 111
 are the numbers of Linux for the errors of the system; other such errors have their own.
 """
 
 ENVIRONMENT = (
+    (
+        "NAT_TRAVERSE_SECRET",
+        """The secret, where neither `--secret` nor `--secret-file` is given. Set to nothing, it is
+        an error: an empty secret is no less likely to be a mistake than a missing one. It is not
+        passed on to the commands that are run.""",
+    ),
     (
         "POSIXLY_CORRECT",
         """When it is set, to whatever value, options end at the first word that is none, have to be
@@ -172,6 +349,7 @@ def manual() -> str:
             section("OPTIONS", prose(OPTIONS_INTRODUCTION), _options(TUNNEL.options)),
             section("COMMANDS", *map(_command, COMMANDS.values())),
             section("EXAMPLES", *_examples()),
+            section("SECURITY", prose(SECURITY), _terms(PROOFS), prose(SECURITY_NOTE)),
             section("EXIT STATUS", _terms(EXIT_STATUS), prose(EXIT_STATUS_NOTE)),
             section("ENVIRONMENT", _terms(ENVIRONMENT)),
             section("OUTPUT", prose(OUTPUT), prose(OUTPUT_JSON), _terms(EVENT_FIELDS), *_demo()),
@@ -198,13 +376,13 @@ def _options(options: Iterable[Option]) -> str:
 
 
 def _spelling(option: Option) -> str:
-    return f"`--{option.name}` *{option.metavar}*" if option.metavar else f"`--{option.name}`"
+    return f"`{option.word}` *{option.metavar}*" if option.metavar else f"`{option.word}`"
 
 
 def _command(command: Command) -> str:
     """Describe a command, its own options, and the values they can have."""
     own = [option for option in command.options if option not in TUNNEL.options]
-    shared = [f"`--{option.name}`" for option in command.options if option in TUNNEL.options]
+    shared = [f"`{option.word}`" for option in command.options if option in TUNNEL.options]
     kinds = {option.metavar: option.choices for option in own if option.choices}
     return "".join(
         (
@@ -220,7 +398,11 @@ def _command(command: Command) -> str:
 
 
 def _examples() -> Iterable[str]:
-    yield subsection("A small VPN with PPP", prose(PPP))
+    yield subsection("SSH to a host behind a gateway", prose(SSH), prose(PROXY_COMMAND))
+    yield subsection("The other side's network, through SOCKS", prose(SOCKS))
+    yield subsection("Keys in place of a secret", prose(KEYS))
+    yield subsection("A service that is always there", prose(SERVICE))
+    yield subsection("A small VPN with PPP", prose(PPP), prose(PPP_DATAGRAMS))
     yield subsection("A forwarded port with nc", prose(NETCAT))
     yield subsection("A VPN with OpenVPN", prose(OPENVPN), prose(HANDOFF_EXAMPLE))
 

@@ -9,6 +9,8 @@ Hence plain classes: `typing` and `dataclasses` each cost as much as half an int
 
 from __future__ import annotations
 
+from nat_traverse.form import FORM
+
 TYPE_CHECKING = False  # what typing.TYPE_CHECKING is; mypy knows the bare name, too
 if TYPE_CHECKING:
     from typing import Final, Literal
@@ -83,9 +85,14 @@ class Option:
         return f"<Option --{self.name}>"
 
     @property
+    def word(self) -> str:
+        """How it is written: `--window`; one of ssh's letters as `-L`."""
+        return f"--{self.name}" if len(self.name) > 1 else f"-{self.name.upper()}"
+
+    @property
     def spelling(self) -> str:
         """How it is written with its value: `--window N`."""
-        return f"--{self.name} {self.metavar}".rstrip()
+        return f"{self.word} {self.metavar}".rstrip()
 
     @property
     def label(self) -> str:
@@ -127,14 +134,13 @@ class Command:
 
 
 CARRY: Final = "What the tunnel carries (default: standard input and output)"
+FORWARDS: Final = "Port forwards (in place of standard input and output)"
+PEER: Final = "Who may be at the other end"
 EFFORT: Final = "How long it tries"
 SEARCH: Final = "How it finds the path"
 TALK: Final = "How it talks (always on standard error)"
 GATEWAYS: Final = "The gateways"
 OTHER: Final = "Other"
-
-FORM: Final = "LOCAL_PORT:PEER:REMOTE_PORT"
-EXAMPLE: Final = "40000:gw.example.org:40001"
 
 CMD: Final = Option(
     "cmd",
@@ -194,6 +200,159 @@ QUIT: Final = Option(
         When a path between other ports is found first, it is used to bring up the one between
         these two, which can take half a minute. If that fails, because a gateway changes
         port numbers, the exit status is 6, and what was found is told.
+    """,
+)
+
+DATAGRAMS: Final = Option(
+    "datagrams",
+    FLAG,
+    group=CARRY,
+    summary="carry datagrams: one read is one, one write is one, unreliable and unordered; "
+    "on both sides",
+    manual="""
+        Carry datagrams in place of a stream: each read of standard input, or of what the command
+        writes, is one datagram, and each that arrives is one write. They may be lost, doubled or
+        overtaken, as on any network. It is for programs with a protocol of their own: pppd(8), game
+        servers. With `--cmd` the command gets packet sockets, which keep each of its writes apart.
+        Both sides have to give it.
+    """,
+)
+
+PLAIN: Final = Option(
+    "plain",
+    FLAG,
+    group=CARRY,
+    summary="as 0.7 did it: bare UDP, nothing encrypted, nothing repeated; on both sides",
+    manual="""
+        As 0.7 did it: bare UDP datagrams, which anybody on the way can read and forge, and of which
+        the lost ones are not repeated. Both sides have to give it; where one does and the other
+        does not, nothing is carried. It excludes all that needs encryption: secrets, keys,
+        forwards, `--datagrams`.
+    """,
+)
+
+LOCAL: Final = Option(
+    "l",
+    STRING,
+    metavar="SPEC",
+    group=FORWARDS,
+    summary="as with ssh: SPEC is [BIND:]PORT:HOST:HOSTPORT; listen on PORT here, and connect to "
+    "HOST:HOSTPORT from the other side. udp/ before it forwards UDP, a path is a Unix socket",
+    manual="""
+        *SPEC* is [*BIND*:]*PORT*:*HOST*:*HOSTPORT*. Listen on *PORT* here; each connection goes
+        through the tunnel, and on from the other side to *HOST*:*HOSTPORT*, which that side has to
+        `--expose`. As with ssh(1), *BIND* is the address to listen on, by default the loopback
+        addresses; `*` is every address. `udp/` before it forwards UDP. A path in place of a port,
+        or of host and port, is a Unix socket. Port 0 is any free port, which is told. The other
+        side has to carry forwards as well: it has `--expose` at least. It may be given more than
+        once.
+    """,
+)
+
+REMOTE: Final = Option(
+    "r",
+    STRING,
+    metavar="SPEC",
+    group=FORWARDS,
+    summary="the same the other way round: the other side listens on PORT, and HOST:HOSTPORT is "
+    "connected to from here",
+    manual="""
+        *SPEC* is [*BIND*:]*PORT*:*HOST*:*HOSTPORT*. Have the other side listen on *PORT*; each
+        connection comes through the tunnel, and goes on from here to *HOST*:*HOSTPORT*. The other
+        side has to `--expose` *BIND*:*PORT*, which is `localhost:`*PORT* where *BIND* is left out.
+        It may be given more than once.
+    """,
+)
+
+DYNAMIC: Final = Option(
+    "d",
+    STRING,
+    metavar="[BIND:]PORT",
+    group=FORWARDS,
+    summary="a SOCKS5 server on PORT here, whose connections start on the other side",
+    manual="""
+        A SOCKS5 server (RFC 1928) on *PORT* here. Where its clients want to go to, the other side
+        connects, as far as it has `--expose`d that.
+    """,
+)
+
+EXPOSE: Final = Option(
+    "expose",
+    STRING,
+    metavar="HOST:PORT",
+    group=FORWARDS,
+    summary="let the other side reach this from here, or listen there with -R; a path is a Unix "
+    "socket, any is everything; may be given more than once",
+    manual="""
+        What the other side may reach from here with `-L` and `-D`, and where it may listen with
+        `-R`. `udp/` before it is for UDP, a path for a Unix socket. `any` is all that this host can
+        reach, and listening on loopback addresses at ports from 1024; for other addresses and lower
+        ports they have to be named. Whatever is not exposed is refused, and both sides are told.
+    """,
+)
+
+RETRY: Final = Option(
+    "retry",
+    FLAG,
+    group=FORWARDS,
+    summary="when the tunnel is lost, find a path again, for ever; listeners stay",
+    manual="""
+        When the tunnel is lost, or the other side ends it, find a path again, for as long as it
+        takes; listeners stay open meanwhile, and a `--cmd` is run anew. Not for standard input
+        and output: nobody could tell which bytes of theirs had arrived. The time limit is for the
+        first path only.
+    """,
+)
+
+SECRET: Final = Option(
+    "secret",
+    STRING,
+    metavar="WORDS",
+    group=PEER,
+    summary="what both sides know; a short phrase is safe. Better: --secret-file",
+    manual="""
+        A phrase that both sides know. It is never sent. Who listens can't test guesses at it, and
+        who takes part gets one guess per attempt and five attempts, so a short phrase is safe;
+        see SECURITY. It is hidden from ps(1) as soon as the program has started, but stays in the
+        history of the shell: `--secret-file` and `NAT_TRAVERSE_SECRET` are better.
+    """,
+)
+
+SECRET_FILE: Final = Option(
+    "secret-file",
+    STRING,
+    metavar="FILE",
+    group=PEER,
+    summary="the first line of FILE is the secret; others must not be able to read it",
+    manual="""
+        The first line of *FILE* is the secret. As with ssh(1), a file that others may read is
+        refused.
+    """,
+)
+
+IDENTITY: Final = Option(
+    "identity",
+    STRING,
+    metavar="FILE",
+    group=PEER,
+    summary="this side's private key, as `nat-traverse keygen` makes it; with --peer-key",
+    manual="""
+        The private key of this side, an Ed25519 key that `nat-traverse keygen` has made. It needs
+        `--peer-key`, and the other side needs both as well.
+    """,
+)
+
+PEER_KEY: Final = Option(
+    "peer-key",
+    STRING,
+    metavar="KEY",
+    group=PEER,
+    summary="a public key that the other side may have, or a file with one a line; may be given "
+    "more than once",
+    manual="""
+        The public key that the other side has to own, as `nat-traverse keygen` printed it there, or
+        the name of a file with one such key a line. It may be given more than once: one of them
+        suffices.
     """,
 )
 
@@ -301,6 +460,19 @@ RATE: Final = Option(
     """,
 )
 
+KEEPALIVE: Final = Option(
+    "keepalive",
+    INTEGER,
+    metavar="S",
+    group=SEARCH,
+    default="15",
+    summary="seconds between two signs of life on an idle tunnel",
+    manual="""
+        Seconds between two packets that keep the path open on an idle tunnel: 1 to 25. Gateways
+        forget a path that is idle, some after 30 seconds.
+    """,
+)
+
 QUIET: Final = Option(
     "quiet",
     FLAG,
@@ -389,9 +561,11 @@ TUNNEL: Final = Command(
     summary="a direct tunnel between two machines behind NAT",
     manual="",
     options=(
-        *(CMD, HANDOFF, QUIT),
+        *(CMD, DATAGRAMS, HANDOFF, QUIT, PLAIN),
+        *(LOCAL, REMOTE, DYNAMIC, EXPOSE, RETRY),
+        *(SECRET, SECRET_FILE, IDENTITY, PEER_KEY),
         *(TIMEOUT, WINDOW),
-        *(HARD, TTL, HINT, RATE),
+        *(HARD, TTL, HINT, RATE, KEEPALIVE),
         *(QUIET, VERBOSE, JSON),
         *(HELP, VERSION),
     ),
@@ -411,5 +585,27 @@ DEMO: Final = Command(
     options=(LEFT, RIGHT, VERBOSE, JSON, HELP, VERSION),
 )
 
-COMMANDS: Final = {DEMO.name: DEMO}
+PUBLIC: Final = Option(
+    "public",
+    FLAG,
+    group=OTHER,
+    summary="print the public half of the key that is in FILE already",
+    manual="""
+        Make no key; print the public half of the one that is in *FILE* already.
+    """,
+)
+
+KEYGEN: Final = Command(
+    "keygen",
+    operand="FILE",
+    summary="make a key for --identity",
+    manual="""
+        Make an Ed25519 key for `--identity`, write its private half to *FILE*, which only its owner
+        can read, and print the public half, which is for `--peer-key` on the other side. A file
+        that is there is never overwritten.
+    """,
+    options=(PUBLIC, HELP, VERSION),
+)
+
+COMMANDS: Final = {DEMO.name: DEMO, KEYGEN.name: KEYGEN}
 """The words that, as the very first argument, are a command. None has a colon."""

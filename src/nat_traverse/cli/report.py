@@ -1,7 +1,7 @@
 """What the user reads while it works: lines, or one JSON object a line; always standard error.
 
-The words of a report are made here and nowhere else. Nothing that a peer sends is ever printed:
-addresses are spelled by this host, and numbers are numbers.
+The words of a report are made here and in `tunnel_words`. Addresses are spelled by this host,
+numbers are numbers, and the few texts of a peer's (why it refuses a forward) are escaped.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 
 from nat_traverse.carry.receiver import OutputOverflowed
 from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE
-from nat_traverse.cli.target import bracketed, other_side
 from nat_traverse.model import ErrorKind, Generation, Rung
 from nat_traverse.punch.machine import (
     AgreedPairAwaited,
@@ -25,6 +24,8 @@ from nat_traverse.punch.machine import (
     RungStarted,
 )
 from nat_traverse.session import Opened, PortChosen, SessionEvent
+from nat_traverse.target import bracketed, other_side
+from nat_traverse.tunnel.events import Proven
 from nat_traverse.tunnel.plain import (
     DeliveryKnown,
     PeerClosed,
@@ -34,11 +35,16 @@ from nat_traverse.tunnel.plain import (
 )
 
 if TYPE_CHECKING:
+    from nat_traverse.api import Event as TunnelEvent
+    from nat_traverse.carry.datagram_relay import DatagramEvent
     from nat_traverse.carry.relay import RelayEvent
+    from nat_traverse.carry.stream_relay import StreamEvent
+    from nat_traverse.carry.streams import ForwardEvent
     from nat_traverse.cli.explain import Explanation
     from nat_traverse.cli.settings import Connect
     from nat_traverse.model import Endpoint, NetworkError, Path
     from nat_traverse.punch.evidence import Evidence, PathEvidence
+    from nat_traverse.tunnel.proof import Outcome
 
 EVENT_FIELDS: Final = (
     ("event", "What happened, one of the words below; the first field of every object."),
@@ -59,7 +65,21 @@ EVENT_FIELDS: Final = (
     ("validated", "A path is open in both directions. `peer`, `round_trip` (seconds or null)."),
     ("connected", ("Both sides use this path. `peer`, `local_port`, `observed` (our address as the"
      " peer sees it, or null), `strategy` (as with `trying`), `agreed` (whether it is between the"
-     " agreed ports), `round_trip`, `datagram_size` (bytes), `generation`, `encrypted`.")),
+     " agreed ports), `round_trip`, `datagram_size` (bytes), `generation`, `encrypted`; if it is,"
+     " `proof` (`secret`, `keys`, `secret and keys`, `code`), `code`, `peer_key` (or null).")),
+    ("code", "What both users compare, where nothing else proves who is there. `code`."),
+    ("plain", "The peer runs 0.7, so nothing is encrypted."),
+    ("rejected", ("Somebody answered who could not prove to be the peer. `message`, `failures`"
+     " (so far; the fifth ends the program).")),
+    ("unfinished", "A path was found and no tunnel came of it; it is tried again. `message`."),
+    ("lost", "With `--retry`: the tunnel is over, and another path is looked for. `message`."),
+    ("moved", "The peer's address has changed, and it was followed. `peer`."),
+    ("listening", "A forward is ready. `what`, `address` (the peer's, for `-R`)."),
+    ("listening-ended", "The peer listens no more for this `-R`. `what`."),
+    ("forward-refused", ("A connection or a listening was refused. `what`, `by_peer` (or by this"
+     " side), `reason` (a word), `message`.")),
+    ("forwarded", "A connection goes through. `what`, `client`."),
+    ("too-large", "With `--datagrams`: one was not sent; told once. `size`, `limit` (bytes)."),
     ("running", "The command was started. `command`."),
     ("finished", "The peer sends no more. `sent`, `received` (bytes)."),
     ("delivered", "The peer has had the end of our data. `sent`, `received` (bytes)."),
@@ -73,7 +93,7 @@ EVENT_FIELDS: Final = (
      " `hellos_sent`, `hellos_received`, `acks_received`, `generation`, `validated`, `other_ports`,"
      " `errors`), `strategies` (that were begun besides direct), `ports_tried`, `openings_sent`,"
      " `refused_probes`, `elsewhere` (addresses), and numbers of datagrams that were ignored:"
-     " `strangers`, `malformed`, `not_ours`, `reflected`, `stale`.")),
+     " `strangers`, `malformed`, `not_ours`, `reflected`, `stale`, `unwanted_legacy`.")),
     ("error", "It failed. `message`, `exit_code`."),
 )  # fmt: skip
 """The documentation of `--json`: names, and what they mean. Names are never changed."""
@@ -91,9 +111,18 @@ _COUNTERS: Final = (
     "not_ours",
     "reflected",
     "stale",
+    "unwanted_legacy",
 )
 
 _MILLISECOND = 1000
+
+# How the user reads what has proven who is there.
+_PROOFS: Final = {
+    "code": "not proven by whom",
+    "secret": "proven by the secret",
+    "keys": "proven by keys",
+    "secret and keys": "proven by the secret and keys",
+}
 
 
 class Report:
@@ -110,8 +139,10 @@ class Report:
         self._path_port: int | None = None
         self._awaited = False
         self._begun: set[Rung] = set()
+        self._path: Connected | None = None
         self._refusals: set[tuple[str, ErrorKind]] = set()
         self._status = ""
+        self._deadline = connect.deadline
 
     @property
     def elapsed(self) -> float:
@@ -130,7 +161,10 @@ class Report:
 
     # -- what may happen ----------------------------------------------------------------------
 
-    def observe(self, event: SessionEvent | RelayEvent) -> None:
+    def observe(
+        self,
+        event: SessionEvent | RelayEvent | TunnelEvent | ForwardEvent | DatagramEvent | StreamEvent,
+    ) -> None:
         """Tell of one event of the session, the tunnel or the relay."""
         match event:
             case Opened():
@@ -147,6 +181,15 @@ class Report:
                 self._tell("heard", text, peer=str(path.remote), generation=generation.value)
             case PeerRefused(path, error):
                 self._refused(path.remote, error)
+            case Connected():
+                self._path = event
+                if self._connect.is_plain:
+                    self._connected(event)
+            case _:
+                self._observe_path(event)
+
+    def _observe_path(self, event: object) -> None:
+        match event:
             case PortChanged(path, actual):
                 self._tell(
                     "port-changed",
@@ -162,10 +205,26 @@ class Report:
                     peer=str(path.remote),
                     round_trip=round_trip,
                 )
-            case Connected():
-                self._connected(event)
             case _:
                 self._observe_relay(event)
+
+    def plain_after_all(self) -> None:
+        """Tell that the tunnel is a plain one because the peer runs 0.7."""
+        if self._path is not None and not self._connect.is_plain:
+            self._connected(self._path)
+            self._tell(
+                "plain",
+                "the other side runs 0.7, which can't encrypt: this tunnel can be read and forged"
+                " on the way. Update the other side; or give --secret here to have it refused",
+                level=QUIET,
+            )
+
+    def lost(self, text: str) -> None:
+        """Tell that the tunnel is over and another one is wanted."""
+        self._begun.clear()
+        self._refusals.clear()
+        self._deadline = None  # it was for the first one
+        self._tell("lost", f"{text} Looking for a path again.", message=text)
 
     def running(self, command: str) -> None:
         """Tell that the command starts."""
@@ -304,7 +363,26 @@ class Report:
             "refused", text, level=level, peer=peer, error=error.kind.value, reporter=error.reporter
         )
 
-    def _connected(self, event: Connected) -> None:
+    def _proven(self, outcome: Outcome) -> None:
+        """Tell that both sides have an encrypted tunnel, and who is at the other end."""
+        means = (("secret", outcome.by_secret), ("keys", outcome.peer_key is not None))
+        proof = " and ".join(word for word, used in means if used) or "code"
+        from nat_traverse.tunnel.keys import encode_public  # noqa: PLC0415 (--plain has none)
+
+        key = None if outcome.peer_key is None else encode_public(outcome.peer_key)
+        if self._path is not None:
+            words = f"encrypted, {_PROOFS[proof]}"
+            self._connected(self._path, words, proof=proof, code=outcome.code, peer_key=key)
+        if outcome.code is not None:
+            self._tell(
+                "code",
+                "it is not proven who is there. To be sure, compare this code with the other side,"
+                f" by telephone for example: {outcome.code}\n"
+                "           (with the same --secret on both sides it is proven)",
+                code=outcome.code,
+            )
+
+    def _connected(self, event: Connected, words: str = "not encrypted", **proof: object) -> None:
         remote = event.path.remote
         old = event.generation is Generation.LEGACY
         observed = event.observed
@@ -313,10 +391,11 @@ class Report:
         text = f"connected: port {port} to {remote}{here}, {event.rung.value}"
         if event.round_trip is not None:
             text += f", round trip {event.round_trip * _MILLISECOND:.1f} ms"
-        text += f", not encrypted, peer speaks {'0.7' if old else 'protocol 1'}"
+        text += f", {words}, peer speaks {'0.7' if old else 'protocol 1'}"
         self._tell(
             "connected",
             text,
+            level=NORMAL,
             peer=str(remote),
             local_port=port,
             observed=None if observed is None else str(observed),
@@ -325,10 +404,11 @@ class Report:
             round_trip=event.round_trip,
             datagram_size=event.datagram_size,
             generation=event.generation.value,
-            encrypted=False,
+            encrypted=bool(proof),
+            **proof,
         )
 
-    def _observe_relay(self, event: SessionEvent | RelayEvent) -> None:
+    def _observe_relay(self, event: object) -> None:
         match event:
             case PeerFinished(sent, received):
                 self._tell(
@@ -365,8 +445,19 @@ class Report:
                     "standard output is read more slowly than the peer sends: what does not fit"
                     " into 16 MiB of memory is lost",
                 )
-            case _:
-                pass
+            case _ if not self._connect.is_plain:
+                self._observe_tunnel(event)
+
+    def _observe_tunnel(self, event: object) -> None:
+        """Tell of what only an encrypted tunnel knows; most of its modules are slow to import."""
+        if isinstance(event, Proven):
+            self._proven(event.outcome)
+            return
+        from nat_traverse.cli.tunnel_words import tunnel_words  # noqa: PLC0415 (see above)
+
+        told = tunnel_words(event)
+        if told is not None:
+            self._tell(told.event, told.text, level=told.level, **told.fields)
 
 
 def _path_data(path: Path, seen: PathEvidence) -> dict[str, object]:
@@ -408,8 +499,9 @@ class TerminalReport(Report):
         """Renew the live line."""
         if self._connect.verbosity < NORMAL:
             return
-        deadline = self._connect.deadline
-        left = "" if deadline is None else f", giving up in {max(0, deadline - self.elapsed):.0f} s"
+        left = ""
+        if self._deadline is not None:
+            left = f", giving up in {max(0, self._deadline - self.elapsed):.0f} s"
         self._show(f"{self.elapsed:7.0f} s  trying{left}")
 
     def clear(self) -> None:

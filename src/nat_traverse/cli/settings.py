@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from nat_traverse.cli.target import Target
+    from nat_traverse.carry.specs import Dynamic, Exposed, Forward
+    from nat_traverse.target import Target
 
 QUIET: Final = -1
 NORMAL: Final = 0
@@ -19,7 +20,8 @@ class Connect(NamedTuple):
     packets towards a peer that runs 0.7, at least 0, or None when the user left it open. At most
     one of `cmd`, `handoff` and `quit_after_connect` is set; none means standard input and output.
     `hard` is one of the words of `--hard`; `ttl` is None for auto and 0 for off; `hints` are the
-    likeliest ports of the peer's gateway; `rate` is in packets a second.
+    likeliest ports of the peer's gateway; `rate` is in packets a second, `keepalive` in seconds.
+    `secret` to `peer_keys` are as given, names of files among them; `secret` to be hidden.
     """
 
     target: Target
@@ -32,8 +34,42 @@ class Connect(NamedTuple):
     ttl: int | None = None
     hints: tuple[int, ...] = ()
     rate: int = 100
+    datagrams: bool = False
+    plain: bool = False
+    locals_: tuple[Forward, ...] = ()
+    remotes: tuple[Forward, ...] = ()
+    dynamics: tuple[Dynamic, ...] = ()
+    exposed: tuple[Exposed, ...] = ()
+    retry: bool = False
+    secret: str | None = None
+    secret_file: str | None = None
+    identity: str | None = None
+    peer_keys: tuple[str, ...] = ()
+    keepalive: int = 15
     verbosity: int = NORMAL
     json: bool = False
+
+    def __repr__(self) -> str:
+        """Show all but the secret: a traceback may be printed anywhere."""
+        fields = self._replace(secret=self.secret and "...")._asdict()
+        return f"Connect({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+
+    @property
+    def is_plain(self) -> bool:
+        """True if nothing is to be encrypted here: --plain, or the path is for another program."""
+        return self.plain or self.quit_after_connect or self.handoff is not None
+
+    @property
+    def forwards(self) -> bool:
+        """True if it is about port forwards, and not about one stream."""
+        return bool(self.locals_ or self.remotes or self.dynamics or self.exposed)
+
+
+class Keygen(NamedTuple):
+    """Make a key in `path`, or print the public half of the one that is there."""
+
+    path: str
+    public: bool = False
 
 
 class Demo(NamedTuple):

@@ -28,9 +28,14 @@ The two sides name the same ports, crosswise:
   left   $ nat-traverse 40000:natgw-of-right:40001
   right  $ nat-traverse 40001:natgw-of-left:40000
 
-Tell whether there is a path, and how to hand it over:
-  $ nat-traverse --quit-after-connect 40000:natgw-of-right:40001
-  $ nat-traverse 40000:natgw-of-right:40001 --handoff \\
+The SSH server of right, at port 2222 of left; both know the secret:
+  left   $ nat-traverse --secret-file secret -L 2222:localhost:22 \\
+             40000:natgw-of-right:40001
+  right  $ nat-traverse --secret-file secret --expose localhost:22 \\
+             40001:natgw-of-left:40000
+
+A path for another program:
+  $ nat-traverse 60001:natgw-of-right:60001 --handoff \\
       'openvpn --lport {local_port} --remote {peer_host} {peer_port}'
 """
 

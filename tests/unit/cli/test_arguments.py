@@ -7,9 +7,9 @@ import pytest
 
 from nat_traverse.cli import options
 from nat_traverse.cli.arguments import HINT, ShowHelp, ShowVersion, parse
-from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE, Connect, Demo
-from nat_traverse.cli.target import Target
+from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE, Connect, Demo, Keygen
 from nat_traverse.errors import UsageError
+from nat_traverse.target import Target
 
 YEAR = 366 * 24 * 3600
 
@@ -46,9 +46,23 @@ def test_defaults() -> None:
         ttl=None,
         hints=(),
         rate=100,
+        datagrams=False,
+        plain=False,
+        locals_=(),
+        remotes=(),
+        dynamics=(),
+        exposed=(),
+        retry=False,
+        secret=None,
+        secret_file=None,
+        identity=None,
+        peer_keys=(),
+        keepalive=15,
         verbosity=NORMAL,
         json=False,
     )
+    assert not connect().is_plain
+    assert not connect().forwards
 
 
 @pytest.mark.parametrize(
@@ -159,6 +173,129 @@ def test_handoff_is_alone() -> None:
 def test_empty_commands() -> None:
     assert refusal("--cmd", "", "1:h:2") == ["--cmd wants a command, not an empty word"]
     assert refusal("--handoff", "", "1:h:2") == ["--handoff wants a command, not an empty word"]
+
+
+# -- the encrypted tunnel -------------------------------------------------------------------------
+
+
+def test_who_may_be_there() -> None:
+    words = ("--secret=a b", "--secret-file", "f", "--identity", "i", "--peer-key=k", "--peer=l")
+    settings = connect(*words)
+    assert settings.secret == "a b"  # noqa: S105 (nobody's)
+    assert (settings.secret_file, settings.identity) == ("f", "i")
+    assert settings.peer_keys == ("k", "l")
+    # The next word, whatever it looks like; the last one counts.
+    assert connect("--secret", "-", "--secret", "--plain").secret == "--plain"  # noqa: S105
+    assert connect("--secret", "").secret == ""  # refused where secrets are understood
+
+
+def test_forwards_add_up_in_the_order_given() -> None:
+    settings = connect(
+        *("-L", "1:h:2", "-D", "3", "-R", "4:h:5", "-L", "6:h:7", "--expose", "h:8"),
+        *("--expose", "h:9"),
+    )
+    assert [each.text for each in settings.locals_] == ["-L 1:h:2", "-L 6:h:7"]
+    assert [each.text for each in settings.remotes] == ["-R 4:h:5"]
+    assert len(settings.dynamics) == 1
+    assert len(settings.exposed) == 2
+    assert settings.forwards
+    for words in (("-L", "1:h:2"), ("-R", "1:h:2"), ("-D", "1"), ("--expose", "h:1")):
+        assert connect(*words).forwards
+
+
+@pytest.mark.parametrize("letters", ["lL", "rR", "dD"])
+def test_letters_are_known_in_both_cases(letters: str) -> None:
+    value = "1" if letters[0] == "d" else "1:h:2"
+    one, other = (connect(f"-{letter}", value) for letter in letters)
+    assert one == other
+    assert connect(f"--{letters[0]}={value}") == one
+
+
+def test_what_is_no_forward() -> None:
+    for words in (("-L", "x"), ("-R", ""), ("-D", "h:x"), ("--expose", "8")):
+        assert refusal(*words, "1:h:2")
+
+
+@pytest.mark.parametrize("seconds", [1, 15, 25])
+def test_keepalive(seconds: int) -> None:
+    assert connect("--keepalive", str(seconds)).keepalive == seconds
+
+
+@pytest.mark.parametrize("word", ["0", "26", "-1", "9" * 5000])
+def test_no_keepalive(word: str) -> None:
+    text = "--keepalive is out of range: it can be 1 to 25"
+    assert refusal("--keepalive", word, "1:h:2") == [text]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--datagrams",
+        "--datagrams --cmd ls",
+        "--retry --cmd ls",
+        "--retry -L 1:h:2",
+        "--retry --expose h:1",
+        "--plain --cmd ls",
+        "--plain -q",
+        "--plain --handoff ls",
+        "--plain --keepalive 5",
+        "--secret x --datagrams",
+        "--secret x --identity y --peer-key z -D 0",
+    ],
+)
+def test_what_goes_together(words: str) -> None:
+    connect(*words.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("-L 1:h:2 --cmd ls", "-L and --cmd exclude each other: a tunnel is for one purpose"),
+        ("-R 1:h:2 --cmd ls", "-R and --cmd exclude each other"),
+        ("-D 1 --datagrams", "-D and --datagrams exclude each other"),
+        ("--expose h:1 --cmd ls", "--expose and --cmd exclude each other"),
+        ("--plain -L 1:h:2", "--plain excludes -L, which needs the encrypted tunnel"),
+        ("--plain --expose h:1", "--plain excludes --expose"),
+        ("--plain --datagrams", "--plain excludes --datagrams"),
+        ("--plain --retry --cmd ls", "--plain excludes --retry"),
+        ("--plain --secret x", "--plain excludes --secret"),
+        ("--plain --secret-file x", "--plain excludes --secret-file"),
+        ("--plain --identity x", "--plain excludes --identity"),
+        ("--plain --peer-key x", "--plain excludes --peer-key"),
+        ("-q -D 1", "-D needs a tunnel, and this command makes none"),
+        ("-q --retry", "--retry needs a tunnel"),
+        ("--handoff ls --datagrams", "--datagrams needs a tunnel"),
+        ("--handoff ls --secret x", "--secret proves who is at the other end of a tunnel"),
+        ("-q --identity x", "--identity proves who is at the other end of a tunnel"),
+        ("--retry", "--retry needs a port forward or --cmd"),
+        ("--retry --datagrams", "--retry needs a port forward or --cmd"),
+    ],
+)
+def test_what_does_not_go_together(words: str, text: str) -> None:
+    (line,) = refusal(*words.split(), "1:h:2")
+    assert line.startswith(text)
+
+
+def test_no_complaint_shows_the_secret() -> None:
+    for words in (("--plain",), ("-q",), ("--retry",), ("-L", "1:h:2", "--cmd", "x"), ("--bogus",)):
+        for line in refusal("--secret", "hunter2", *words, "1:h:2"):
+            assert "hunter2" not in line
+
+
+# -- keygen ---------------------------------------------------------------------------------------
+
+
+def test_keygen() -> None:
+    made = parse(["keygen", "id"], {})
+    assert made == Keygen("id", public=False)
+    assert parse(["keygen", "--public", "id"], {}) == Keygen("id", public=True)
+    assert refusal("keygen") == ["keygen wants the name of one FILE for the private key"]
+    assert refusal("keygen", "a", "b") == refusal("keygen")
+    assert refusal("keygen", "--secret", "x") == ["Unknown option: secret"]
+    shown = parse(["keygen", "--help"], {})
+    assert isinstance(shown, ShowHelp)
+    assert shown.command is options.KEYGEN
+    assert refusal("--quiet", "keygen") == ["'keygen' is a command, and has to be the first word"]
 
 
 def test_all_errors_of_the_scanner_and_no_others() -> None:

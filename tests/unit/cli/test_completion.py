@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from nat_traverse.cli.completion import FILES, SHELLS, main
-from nat_traverse.cli.options import DEMO, KINDS, TUNNEL
+from nat_traverse.cli.options import DEMO, KEYGEN, KINDS, TUNNEL
 from support.tools import need
 
 COMMITTED = Path(__file__).parents[3] / "docs" / "completion"
 KIND_WORDS = {choice.word for choice in KINDS}
-TUNNEL_OPTIONS = {f"--{option.name}" for option in TUNNEL.options}
-DEMO_OPTIONS = {f"--{option.name}" for option in DEMO.options}
+TUNNEL_OPTIONS = {option.word for option in TUNNEL.options}
+DEMO_OPTIONS = {option.word for option in DEMO.options}
+KEYGEN_OPTIONS = {option.word for option in KEYGEN.options}
+LETTERS = {"-L", "-R", "-D"}
 
 
 def output(program: str, *arguments: str) -> list[str]:
@@ -66,7 +68,10 @@ def test_bash_completes() -> None:
     assert bash("-") == TUNNEL_OPTIONS
     assert bash("--q") == {"--quiet", "--quit-after-connect"}
     assert bash("--quiet", "--ti") == {"--timeout"}
+    assert bash("-L") == {"-L"}
+    assert bash("-L", "") == set()
     assert bash("de") == {"demo"}
+    assert bash("keygen", "-") == KEYGEN_OPTIONS
     assert bash("--quiet", "de") == set()
     assert bash("demo", "-") == DEMO_OPTIONS
     assert bash("demo", "--left", "") == KIND_WORDS
@@ -89,7 +94,10 @@ def test_fish_reads_it() -> None:
 
 
 def test_fish_completes() -> None:
-    assert fish("nat-traverse --") == TUNNEL_OPTIONS
+    assert fish("nat-traverse --") == TUNNEL_OPTIONS - LETTERS
+    assert fish("nat-traverse -") >= LETTERS
+    assert fish("nat-traverse k") == {"keygen"}
+    assert fish("nat-traverse keygen --") == KEYGEN_OPTIONS
     assert fish("nat-traverse --q") == {"--quiet", "--quit-after-connect"}
     assert fish("nat-traverse d") == {"demo"}
     assert fish("nat-traverse demo --") == DEMO_OPTIONS

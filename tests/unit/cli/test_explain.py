@@ -40,6 +40,14 @@ def test_silence() -> None:
     assert "203.0.113.2 is its public address" in why.advice
 
 
+def test_a_peer_of_0_7_that_will_not_do() -> None:
+    evidence = Evidence({PATH: PathEvidence(hellos_sent=30)}, unwanted_legacy=3, ports_tried=400)
+    (why,) = explain(evidence, OTHER_SIDE)
+    assert why.code == "old-peer"
+    assert "knocked 3 times" in why.seen
+    assert "secret" not in why.advice, "whoever knocks may be a stranger: no demand is to be left"
+
+
 def test_silence_on_two_paths_is_told_of_each() -> None:
     first, second = told(PathEvidence(), PathEvidence())
     assert "203.0.113.2:40001" in first.seen

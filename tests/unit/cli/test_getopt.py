@@ -140,7 +140,7 @@ def test_later_options_take_no_letter_away(word: str, name: str) -> None:
 
 
 def test_later_options_can_be_shortened_as_far_as_they_differ() -> None:
-    assert read("--tt=7", "--hi=7", "--r=7", "--har=never", "--han=ls") == (
+    assert read("--tt=7", "--hi=7", "--ra=7", "--har=never", "--han=ls") == (
         ["ttl=7", "hint=7", "rate=7", "hard=never", "handoff=ls"],
         [],
     )

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nat_traverse.api import Rejected, Unfinished
+from nat_traverse.carry.datagram_relay import DatagramsDropped, DatagramTooLarge
 from nat_traverse.carry.receiver import OutputOverflowed
+from nat_traverse.carry.stream_relay import AllArrived, AllDelivered
+from nat_traverse.carry.streams import Forwarded, ForwardRefused, Listening, ListeningEnded
 from nat_traverse.cli.explain import Explanation
 from nat_traverse.cli.report import (
     EVENT_FIELDS,
@@ -19,7 +23,6 @@ from nat_traverse.cli.report import (
     make_report,
 )
 from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE, Connect
-from nat_traverse.cli.target import Target
 from nat_traverse.model import Endpoint, ErrorKind, Generation, NetworkError, Path, Rung
 from nat_traverse.punch.evidence import Evidence, PathEvidence
 from nat_traverse.punch.machine import (
@@ -34,6 +37,10 @@ from nat_traverse.punch.machine import (
     Settled,
 )
 from nat_traverse.session import Opened, PortChosen, SessionEvent
+from nat_traverse.target import Target
+from nat_traverse.tunnel import events
+from nat_traverse.tunnel.events import Closing, PathChanged, Proven
+from nat_traverse.tunnel.keys import encode_public
 from nat_traverse.tunnel.plain import (
     DeliveryKnown,
     Ended,
@@ -42,7 +49,10 @@ from nat_traverse.tunnel.plain import (
     PeerRestarted,
     PeerVanished,
 )
+from nat_traverse.tunnel.proof import Outcome
+from nat_traverse.tunnel.refusals import WrongSecretError
 from nat_traverse.wire.hello import Counts, Reason
+from nat_traverse.wire.request import Word
 
 if TYPE_CHECKING:
     from nat_traverse.carry.relay import RelayEvent
@@ -103,21 +113,56 @@ EVENTS: list[tuple[SessionEvent | RelayEvent, int, str, str]] = [
 ]
 
 
+# The same of an encrypted tunnel; the texts of refusals have been escaped where they were made.
+CODE = Outcome(code="123456", peer_key=None, purpose=1, by_secret=False)
+BY_SECRET = Outcome(code=None, peer_key=None, purpose=1, by_secret=True)
+BY_KEYS = Outcome(code=None, peer_key=bytes(32), purpose=1, by_secret=False)
+BY_BOTH = Outcome(code=None, peer_key=bytes(32), purpose=1, by_secret=True)
+REFUSED_THERE = ForwardRefused("-L 1:h:2", True, Word.NOT_EXPOSED, "not \\x1b[2Jexposed")
+REFUSED_HERE = ForwardRefused("h:2", False, Word.REFUSED, "nobody listens there")
+
+TUNNEL_EVENTS: list[tuple[Any, int, str, str]] = [
+    (Rejected(WrongSecretError(), 2), NORMAL, "rejected", "Someone who does not know the secret"),
+    (Rejected(WrongSecretError(), 2), NORMAL, "rejected", "attempts: 2 of 5; waiting for the next"),
+    (Unfinished("No channel."), NORMAL, "unfinished", "No channel. Trying again."),
+    (PathChanged(PATH), NORMAL, "moved", "the peer is at 203.0.113.2:40001 now; following it"),
+    (Listening("-L 1:h:2", "127.0.0.1:1"), NORMAL, "listening", "-L 1:h:2: listening on 127.0.0.1"),
+    (ListeningEnded("-R 1:h:2"), NORMAL, "listening-ended", "-R 1:h:2: the other side listens no"),
+    (REFUSED_THERE, NORMAL, "forward-refused", "-L 1:h:2: refused by the other side: not \\x1b[2J"),
+    (REFUSED_HERE, NORMAL, "forward-refused", "h:2: refused by this side: nobody listens there"),
+    (Forwarded("-L 1:h:2", "[::1]:7"), VERBOSE, "forwarded", "-L 1:h:2: a connection from [::1]:7"),
+    (DatagramTooLarge(1500, 1300), NORMAL, "too-large", "1500 bytes was not sent: the path takes"),
+    (DatagramsDropped(), NORMAL, "overflowed", "read more slowly than the peer sends"),
+    (AllArrived(2_000_000), VERBOSE, "finished", "has sent all: 2,000,000 bytes arrived"),
+    (AllDelivered(2_000_000), VERBOSE, "delivered", "received 2,000,000 of 2,000,000 bytes"),
+    (events.PeerClosed(Closing.NOT_READING, "7"), VERBOSE, "closed", "the tunnel: not reading"),
+    (events.PeerClosed(7, "\x1b[2J"), VERBOSE, "closed", "the peer ended the tunnel: code 7"),
+    (events.PeerVanished(errno.ETIMEDOUT), VERBOSE, "vanished", "no sign of life from the peer"),
+]
+ALL_EVENTS = [*EVENTS, *TUNNEL_EVENTS]
+
+
 def connect(**fields: Any) -> Connect:
     target = Target(40000, "gw.example.org", 40001)
     return Connect(target=target, deadline=fields.pop("deadline", 180.0), **fields)
 
 
 def report(kind: type[Report] = Report, *, ago: float = 1.5, **fields: Any) -> Report:
-    return kind(connect(**fields), started=time.monotonic() - ago)
+    """Return a report, of a plain tunnel if nothing else is said."""
+    return kind(connect(plain=fields.pop("plain", True), **fields), started=time.monotonic() - ago)
 
 
-@pytest.mark.parametrize(("event", "level", "_name", "text"), EVENTS)
-def test_lines(
-    event: SessionEvent | RelayEvent, level: int, _name: str, text: str, capsys: Capture
-) -> None:
+def told_of(event: Any, kind: type[Report] = Report, **fields: Any) -> Report:
+    """Return a report that was told of one event of the tunnel that it belongs to."""
+    made = report(kind, plain=any(event is each for each, *_ in EVENTS), **fields)
+    made.observe(event)
+    return made
+
+
+@pytest.mark.parametrize(("event", "level", "_name", "text"), ALL_EVENTS)
+def test_lines(event: object, level: int, _name: str, text: str, capsys: Capture) -> None:
     for verbosity in (QUIET, NORMAL, VERBOSE):
-        report(verbosity=verbosity).observe(event)
+        told_of(event, verbosity=verbosity)
         out, err = capsys.readouterr()
         assert out == ""  # standard output belongs to the tunnel
         assert (text in err) == (level <= verbosity)
@@ -172,11 +217,9 @@ COMMON = ("event", "elapsed", "text")  # fields of every object
 # -- JSON -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("event", "_level", "name", "_text"), EVENTS)
-def test_json(
-    event: SessionEvent | RelayEvent, _level: int, name: str, _text: str, capsys: Capture
-) -> None:
-    report(JsonReport, verbosity=QUIET).observe(event)  # whatever the verbosity
+@pytest.mark.parametrize(("event", "_level", "name", "_text"), ALL_EVENTS)
+def test_json(event: object, _level: int, name: str, _text: str, capsys: Capture) -> None:
+    told_of(event, JsonReport, verbosity=QUIET)  # whatever the verbosity
     out, err = capsys.readouterr()
     assert out == ""
     lines = [json.loads(line) for line in err.splitlines()]
@@ -190,9 +233,14 @@ def test_json(
 
 
 def test_json_names_its_fields_as_documented(capsys: Capture) -> None:
-    told = report(JsonReport)
-    for event, *_ in EVENTS:
-        told.observe(event)
+    for event, *_ in ALL_EVENTS:
+        told_of(event, JsonReport)
+    told = report(JsonReport, plain=False)
+    told.observe(CONNECTED)
+    for outcome in (CODE, BY_SECRET, BY_KEYS, BY_BOTH):
+        told.observe(Proven(outcome))
+    told.plain_after_all()
+    told.lost("It is gone.")
     told.running("ls")
     told.explained([WHY])
     told.evidence(Evidence({PATH: PathEvidence()}))
@@ -239,6 +287,74 @@ def test_json_of_a_connection(capsys: Capture) -> None:
         "generation": "current",
         "encrypted": False,
     }
+
+
+@pytest.mark.parametrize(
+    ("outcome", "proof", "words"),
+    [
+        (CODE, "code", "not proven by whom"),
+        (BY_SECRET, "secret", "proven by the secret"),
+        (BY_KEYS, "keys", "proven by keys"),
+        (BY_BOTH, "secret and keys", "proven by the secret and keys"),
+    ],
+)
+def test_json_of_an_encrypted_connection(
+    outcome: Outcome, proof: str, words: str, capsys: Capture
+) -> None:
+    told = report(JsonReport, plain=False)
+    told.observe(CONNECTED)
+    assert capsys.readouterr().err == ""  # not before the peer is proven
+    told.observe(Proven(outcome))
+    line, *rest = map(json.loads, capsys.readouterr().err.splitlines())
+    assert f", encrypted, {words}, peer speaks protocol 1" in line["text"]
+    assert (line["event"], line["encrypted"], line["proof"]) == ("connected", True, proof)
+    assert line["code"] == outcome.code
+    assert line["peer_key"] == (outcome.peer_key and encode_public(outcome.peer_key))
+    assert line["peer"] == "203.0.113.2:40001"
+    assert [each["event"] for each in rest] == (["code"] if proof == "code" else [])
+
+
+def test_the_code_is_told_to_be_compared(capsys: Capture) -> None:
+    told = report(plain=False)
+    told.observe(CONNECTED)
+    told.observe(Proven(CODE))
+    connected, advice, _ = capsys.readouterr().err.split("\n", 2)
+    assert "encrypted, not proven by whom" in connected
+    assert advice.endswith(
+        "compare this code with the other side, by telephone for example: 123456"
+    )
+    told = report(plain=False, verbosity=QUIET)
+    told.observe(CONNECTED)
+    told.observe(Proven(CODE))
+    assert capsys.readouterr().err == ""
+
+
+def test_an_old_peer_is_told_of_however_quiet(capsys: Capture) -> None:
+    for verbosity, lines in ((QUIET, 1), (NORMAL, 2)):
+        told = report(plain=False, verbosity=verbosity)
+        told.observe(CONNECTED._replace(generation=Generation.LEGACY))
+        told.plain_after_all()
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == lines
+        assert said[-1].startswith("nat-traverse: the other side runs 0.7, which can't encrypt")
+        assert all("not encrypted, peer speaks 0.7" in each for each in said[:-1])
+    told = report(plain=True)
+    told.observe(CONNECTED)
+    capsys.readouterr()
+    told.plain_after_all()
+    assert capsys.readouterr().err == ""  # it was asked for
+
+
+def test_what_is_told_again_after_a_tunnel_was_lost(capsys: Capture) -> None:
+    told = report(plain=False)
+    for _ in range(2):
+        told.observe(RungStarted(Rung.SPRAY))
+        told.observe(PeerRefused(PATH, REFUSED))
+        said = capsys.readouterr().err
+        assert "looking for the port" in said
+        assert "port unreachable" in said
+        told.lost("The other side was stopped.")
+        assert "The other side was stopped. Looking for a path again." in capsys.readouterr().err
 
 
 def test_json_of_a_connection_over_another_port(capsys: Capture) -> None:
@@ -373,6 +489,13 @@ def test_without_a_deadline_none_is_shown(capsys: Capture) -> None:
     assert screen(capsys.readouterr().err)[0].endswith("trying")
 
 
+def test_the_deadline_is_for_the_first_tunnel(capsys: Capture) -> None:
+    told = report(TerminalReport, plain=False)
+    told.lost("It is gone.")
+    told.waiting()
+    assert screen(capsys.readouterr().err)[-1].endswith("trying")
+
+
 def test_no_live_line_for_who_wants_quiet_or_has_no_terminal(capsys: Capture) -> None:
     report(TerminalReport, verbosity=QUIET).waiting()
     report(Report).waiting()
@@ -428,9 +551,8 @@ def test_started_without_standard_error(
 
 @pytest.mark.parametrize("kind", [Report, JsonReport, TerminalReport])
 def test_every_character_told_is_printable(kind: type[Report], capsys: Capture) -> None:
-    told = report(kind, verbosity=VERBOSE)
-    for event, *_ in EVENTS:
-        told.observe(event)
+    for event, *_ in ALL_EVENTS:
+        told = told_of(event, kind, verbosity=VERBOSE)
     told.waiting()
     told.explained([WHY])
     written = capsys.readouterr().err

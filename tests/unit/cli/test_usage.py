@@ -29,10 +29,20 @@ def test_every_option_has_a_line(command: Command) -> None:
         assert sum(line.startswith(f"  {option.spelling} ") for line in lines) == 1
 
 
+def test_meanings_line_up() -> None:
+    """Also beside options of one letter, and those with a long value."""
+    rows = usage(TUNNEL).split("\n\n")[2:-4]
+    for line in "\n".join(rows).splitlines():
+        if line.startswith("  "):
+            assert line[22:24] == "  ", line
+            assert line[24] != " ", line
+
+
 def test_commands_and_operands() -> None:
     text = usage(TUNNEL)
     assert text.startswith(f"nat-traverse {__version__}: ")
     assert "\n  nat-traverse demo [options]\n" in text
+    assert "\n  nat-traverse keygen [options] FILE\n" in text
     assert "\n  REMOTE_PORT " in text
 
 
@@ -46,7 +56,7 @@ def test_kinds_are_explained_once() -> None:
 def test_the_examples_can_be_typed() -> None:
     text = usage(TUNNEL).replace("\\\n", "")
     lines = [line.partition("$ ")[2] for line in text.splitlines() if "$ " in line]
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         program, *words = shlex.split(line)
         assert program == "nat-traverse"

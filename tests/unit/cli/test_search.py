@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nat_traverse.cli import search
+from nat_traverse.cli.report import Report, TerminalReport
+from nat_traverse.cli.settings import Connect
+from nat_traverse.target import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SETTINGS = Connect(Target(40000, "gw.example.org", 40001), 180.0)
+
+
+def watch(report: Report, outcome: Exception | int) -> int:
+    """Watch a search that takes a while."""
+
+    async def find(settings: object, observe: Callable[..., None]) -> int:
+        assert settings == "settings"
+        assert observe == report.observe
+        await asyncio.sleep(0.1)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    return asyncio.run(search.watched(report, find, "settings"))
+
+
+def test_a_terminal_shows_that_it_is_trying_and_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(search, "_STATUS_EVERY", 0.01)
+    report = TerminalReport(SETTINGS, started=time.monotonic())
+    assert watch(report, 7) == 7
+    written = capsys.readouterr().err
+    assert "trying, giving up in " in written
+    assert written.endswith("\r\x1b[K")
+    with pytest.raises(ZeroDivisionError):
+        watch(report, ZeroDivisionError())
+    assert capsys.readouterr().err.endswith("\r\x1b[K")
+
+
+def test_nothing_is_written_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(search, "_STATUS_EVERY", 0.01)
+    assert watch(Report(SETTINGS, started=time.monotonic()), 7) == 7
+    assert capsys.readouterr().err == ""
+    assert sys.stderr is not None
