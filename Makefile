@@ -1,11 +1,15 @@
 # Each goal sets up what it needs; nothing has to be done before. See scripts/setup.
-.PHONY: demo test lint bench docs figures clean
+.PHONY: demo test lint bench soak docs figures clean
 
 PYTHON_IN = .venv/bin/python
 # Options for the demo: make demo OPTIONS='--left reject --right double'
 OPTIONS =
 # What to test: make test TESTS=tests/unit
 TESTS =
+# All of them run, whatever the first ones say. What to measure: make bench BENCHMARKS=wan
+BENCHMARKS = startup connect datapath secure latency flood memory wan
+# How long to soak, and how much.
+SOAK =
 
 demo:
 	@scripts/setup demo
@@ -24,9 +28,15 @@ lint:
 
 bench:
 	@scripts/setup bench
-	$(PYTHON_IN) -m bench.startup
-	$(PYTHON_IN) -m bench.connect
-	$(PYTHON_IN) -m bench.datapath
+	$(PYTHON_IN) -m pytest -q bench/test_relay.py
+	@status=0; for part in $(BENCHMARKS); do \
+	    echo "== bench.$$part"; $(PYTHON_IN) -m bench.$$part || status=1; \
+	done; exit $$status
+
+# Ten minutes and 50 GB; a taste of it: make soak SOAK='--seconds 20 --gigabytes 0.5'
+soak:
+	@scripts/setup soak
+	$(PYTHON_IN) -m bench.soak $(SOAK)
 
 # The manual page and the shell completions, from the table of options.
 docs:

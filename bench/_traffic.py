@@ -19,12 +19,16 @@ _MOST_AT_ONCE = 1024 * 1024
 
 
 class Producer(threading.Thread):
-    """Writes `size` bytes into the pipe `descriptor`, from the moment it is started."""
+    """Writes `size` bytes into the pipe `descriptor`, from the moment it is started.
 
-    def __init__(self, descriptor: int, size: int) -> None:
+    Without a size it writes until it is stopped.
+    """
+
+    def __init__(self, descriptor: int, size: int = 2**62) -> None:
         super().__init__(daemon=True)
         self._descriptor = descriptor
         self._size = size
+        self._stopped = False
         self.started = float("nan")  # seconds of `time.monotonic`
         _enlarge(descriptor)
 
@@ -41,9 +45,13 @@ class Producer(threading.Thread):
         finally:
             os.close(file)
 
+    def stop(self) -> None:
+        """End after the piece that is being written, which waits as long as the pipe is full."""
+        self._stopped = True
+
     def _copy(self, file: int) -> None:
         left = self._size
-        while left:
+        while left and not self._stopped:
             offset = (self._size - left) % _FILE_SIZE
             size = min(left, _FILE_SIZE - offset, _MOST_AT_ONCE)
             left -= os.splice(file, self._descriptor, size, offset_src=offset)

@@ -95,6 +95,10 @@ class End:
             self.process.wait(_PATIENCE)
         return float(json.loads(self._report.read_text())["cpu"])
 
+    def status(self) -> int:
+        """Return the exit status of the program, which has ended."""
+        return int(json.loads(self._report.read_text())["status"])
+
     def close(self) -> None:
         """Leave nothing behind, however it went."""
         self.end_input()

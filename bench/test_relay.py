@@ -1,0 +1,118 @@
+"""The relay that the benchmarks of bad paths run over does what it is asked, packet by packet."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from bench._paths import Weather, Wire, wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CLEAR = Weather(0, 0)
+PORT = 4000
+
+# Sends so many datagrams, each with its number, and all at once.
+SEND = """\
+import socket, sys
+count, size = map(int, sys.argv[1:])
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    for number in range(count):
+        sock.sendto(number.to_bytes(4, "big").ljust(size, b"."), ("192.0.2.2", 4000))
+"""
+# Prints the numbers and the times of what comes, until nothing has come for a while.
+RECEIVE = """\
+import json, socket, sys, time
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    sock.bind(("192.0.2.2", 4000))
+    sock.settimeout(10)
+    print("bound", flush=True)
+    come = []
+    try:
+        while True:
+            data = sock.recv(2048)
+            sock.settimeout(0.5)
+            come.append((int.from_bytes(data[:4], "big"), time.monotonic()))
+    except TimeoutError:
+        print(json.dumps(come))
+"""
+
+
+@pytest.fixture(scope="module")
+def joined() -> Iterator[Wire]:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler: apt-get install gcc libc6-dev")
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        pytest.skip("/dev/net/tun can't be opened")
+    with wire(CLEAR) as joined:
+        yield joined
+
+
+def burst(joined: Wire, count: int, size: int) -> tuple[list[int], float]:
+    """Send a burst, and return the numbers as they came and the s from first to last."""
+    receiver = joined.right.popen([sys.executable, "-c", RECEIVE], stdout=-1)
+    with receiver:
+        assert receiver.stdout is not None
+        assert receiver.stdout.readline() == b"bound\n"
+        joined.left.run([sys.executable, "-c", SEND, str(count), str(size)])
+        come = json.loads(receiver.stdout.readline())
+    return [number for number, _ in come], come[-1][1] - come[0][1]
+
+
+def test_the_round_trip_is_what_was_asked_for(joined: Wire) -> None:
+    joined.set(Weather(0.04, 0))
+    ping = joined.left.run(["ping", "-c", "5", "-i", "0.05", "192.0.2.2"]).stdout
+    times = re.findall(r"time=([\d.]+) ms", ping)
+    assert len(times) == 5, ping
+    assert min(map(float, times)) >= 40
+
+
+def test_the_rate_is_that_of_whole_packets(joined: Wire) -> None:
+    joined.set(Weather(0, 10e6, queue=10))
+    numbers, seconds = burst(joined, 100, 1222)
+    assert numbers == list(range(100))
+    # 99 packets of 1,250 bytes are 0.099 s at 10 Mbit/s; no machine makes that shorter.
+    assert seconds > 0.098
+
+
+def test_what_the_queue_does_not_hold_is_dropped(joined: Wire) -> None:
+    # The queue is 10 ms: 10 packets of 1 ms each, the one that is being sent, and those that
+    # were sent while the burst was on its way in.
+    joined.set(Weather(0, 10e6, queue=0.010))
+    numbers, _ = burst(joined, 200, 1222)
+    sums = joined.set(CLEAR)
+    assert numbers[:11] == list(range(11))
+    assert sums.overflowed == 200 - len(numbers)
+    assert sums.overflowed > 0
+
+
+def test_so_many_are_lost(joined: Wire) -> None:
+    joined.set(Weather(0, 0, loss=0.1))
+    numbers, _ = burst(joined, 400, 100)
+    sums = joined.set(CLEAR)
+    assert sums.lost == 400 - len(numbers)
+    assert numbers == sorted(numbers)
+    # 40 on average with a deviation of 6; the relay's randomness is the same each time.
+    assert 10 < sums.lost < 90
+
+
+def test_who_is_put_out_of_order_is_overtaken_by_three(joined: Wire) -> None:
+    joined.set(Weather(0, 0, reordering=0.02))
+    numbers, _ = burst(joined, 400, 100)
+    sums = joined.set(CLEAR)
+    assert sorted(numbers) == list(range(400))
+    moved = [
+        number
+        for index, number in enumerate(numbers)
+        if sum(other > number for other in numbers[:index]) >= 3
+    ]
+    assert moved
+    # Where the sender was held up for some ms, nobody was there to overtake.
+    assert len(moved) <= sums.reordered
