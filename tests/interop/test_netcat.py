@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import pytest
 from nat_traverse.lab import Kind, Lab
 from support.lab import eventually
 from support.programs import OURS, Program, ours, with_names
+from support.sshd import ssh_server
 from support.tools import need
 
 if TYPE_CHECKING:
@@ -74,35 +74,6 @@ def test_http(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_ssh(lab: Lab, tmp_path: Path) -> None:
-    sshd = need("sshd", package="openssh-server")
-    if os.geteuid() != 0:
-        pytest.skip("sshd needs root: run the tests as root to see ssh through the tunnel")
-    keys = {name: tmp_path / name for name in ("host", "user")}
-    for key in keys.values():
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    authorized = tmp_path / "authorized"
-    authorized.write_text(keys["user"].with_suffix(".pub").read_text())
-    configuration = tmp_path / "sshd_config"
-    configuration.write_text(
-        f"Port 22\nHostKey {keys['host']}\nAuthorizedKeysFile {authorized}\nStrictModes no\n"
-        f"UsePAM no\nPermitRootLogin yes\nPidFile {tmp_path}/pid\n"
-    )
-    # What the package's service would have made before starting it.
-    script = f'mkdir -p /run/sshd && exec {sshd} -D -e -f "$1"'
-    with Program(["sh", "-c", script, "sh", str(configuration)], lab.right) as server:
-        server.says("Server listening on")
-        client = [
-            *("ssh", "-p", "20000", "-i", str(keys["user"]), "-o", "StrictHostKeyChecking=no"),
-            *("-o", f"UserKnownHostsFile={tmp_path}/known", "-o", "BatchMode=yes", "-F", "none"),
-            *("root@localhost", "cat; echo as $(id -un) on $SSH_CONNECTION"),
-        ]
-        with forward(lab, tmp_path):
-            said = subprocess.run(
-                lab.left.command(client),
-                input=b"hello\n",
-                capture_output=True,
-                timeout=60,
-                check=False,
-            )
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.startswith(b"hello\nas root on ")
+    with ssh_server(lab.right, tmp_path) as log_in, forward(lab, tmp_path):
+        said = log_in(lab.left, "-p", "20000")
+    assert said.startswith(b"hello\nas root on ")

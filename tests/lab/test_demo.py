@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -140,6 +141,22 @@ def test_gateways_that_change_ports_are_explained() -> None:
     assert result.stdout.splitlines()[-1].startswith("No tunnel between these two: ")
 
 
+# What the program imports besides the standard library, and what that imports.
+LIBRARIES = ("qh3", "spake2", "cryptography", "cffi", "_cffi_backend")
+
+
+def copy_library(name: str, directory: Path) -> None:
+    """Copy an installed package or module into `directory`."""
+    found = importlib.util.find_spec(name)
+    assert found is not None
+    assert found.origin is not None
+    origin = Path(found.origin)
+    if found.submodule_search_locations:
+        shutil.copytree(origin.parent, directory / name)
+    else:
+        shutil.copy(origin, directory)
+
+
 @pytest.fixture
 def nobody() -> Iterator[tuple[list[str], dict[str, str]]]:
     """Return the start of a command line without root's rights, and its environment.
@@ -159,6 +176,8 @@ def nobody() -> Iterator[tuple[list[str], dict[str, str]]]:
         Path(directory).chmod(0o755)
         source = Path(nat_traverse.__file__).parent
         shutil.copytree(source, Path(directory, "nat_traverse"))
+        for library in LIBRARIES:
+            copy_library(library, Path(directory))
         environment["PYTHONPATH"] = directory
         python = _reachable(user, environment)
         yield [*user, python, "-P", "-m", "nat_traverse"], environment
@@ -169,7 +188,7 @@ def _reachable(user: list[str], environment: dict[str, str]) -> str:
     for python in (sys.executable, need("python3", package="python3")):
         for candidate in (python, os.path.realpath(python), "/usr/bin/python3"):
             probe = subprocess.run(
-                [*user, candidate, "-P", "-m", "nat_traverse", "--version"],
+                [*user, candidate, "-P", "-c", "import nat_traverse.tunnel.quic, spake2"],
                 capture_output=True,
                 env=environment,
                 cwd="/",
@@ -303,14 +322,18 @@ def test_a_signal_leaves_nothing(number: signal.Signals, event: str) -> None:
         for line in demo.stdout:
             if json.loads(line)["event"] == event:
                 break
+        # On a busy machine it would else be over before all of /proc is read. What it has started
+        # may end meanwhile, and then has no namespace any more.
+        demo.send_signal(signal.SIGSTOP)
         started = descendants(demo.pid)
         inside = namespaces()
-        made = {inside[pid] for pid in started} - {inside[os.getpid()]}
+        made = {inside[pid] for pid in started & set(inside)} - {inside[os.getpid()]}
         assert len(made) == 6  # two hosts, two gateways, two routers
         if number is signal.SIGINT:
             os.killpg(demo.pid, number)  # as ^C on a terminal does it
         else:
             demo.send_signal(number)
+        demo.send_signal(signal.SIGCONT)
         demo.stdout.read()
         assert demo.stderr.read() == b""
         assert demo.wait(60) == -number

@@ -262,7 +262,7 @@ class TestOutput:
         right.write(b"67890")
         # As `cat` in a pipeline: of the signal, and without a word.
         assert ended(left, -signal.SIGPIPE) == ""
-        assert left.events[-1]["event"] == "connected"
+        assert left.events[-1]["event"] == "code"  # the last line of connecting
         assert ended(right, errno.ECONNRESET) == (
             "The other side stopped reading; 5 bytes did not get through."
         )
@@ -283,8 +283,12 @@ class TestOutput:
 
     @pytest.mark.parametrize("then", ["finished", "stopped"])
     def test_a_slow_reader_gets_every_byte_that_arrived(self, stage: Stage, then: str) -> None:
+        """Of the plain tunnel, which knows what has arrived and not what was read."""
         reading, writing = os.pipe()
-        left, right = stage.connected(stdout=writing)
+        left, right = (
+            stage.left("--json", "--plain", stdout=writing),
+            stage.right("--json", "--plain"),
+        )
         os.close(writing)
         data = random.Random(1).randbytes(5_000_000)
         right.write(data)
@@ -306,6 +310,36 @@ class TestOutput:
             assert ended(left, 0) == ""
         else:
             assert ended(left, errno.ECONNRESET) == STOPPED
+
+    def test_what_a_slow_reader_has_not_read_is_not_delivered(self, stage: Stage) -> None:
+        """The other side is told when all has come out here, and then both end."""
+        reading, writing = os.pipe()
+        left, right = stage.connected(stdout=writing)
+        os.close(writing)
+        left.close_input()
+        data = random.Random(1).randbytes(5_000_000)
+        right.write(data)
+        right.close_input()
+        found = bytearray()
+        while len(found) < len(data):
+            if len(found) < len(data) - 2_000_000:  # more than the pipe holds
+                assert not any(event["event"] == "delivered" for event in right.events)
+            found += os.read(reading, 50_000)
+        assert right.event("delivered")["received"] == len(data)
+        assert os.read(reading, 1) == b""
+        os.close(reading)
+        assert bytes(found) == data
+        assert (ended(left, 0), ended(right, 0)) == ("", "")
+
+    def test_what_has_come_out_stays_when_the_other_side_is_stopped(self, stage: Stage) -> None:
+        left, right = stage.connected()
+        data = random.Random(1).randbytes(1_000_000)
+        right.write(data)
+        assert left.prints(len(data)) == data
+        right.signal(signal.SIGTERM)
+        assert ended(right, -signal.SIGTERM) == ""
+        assert ended(left, errno.ECONNRESET) == STOPPED
+        assert left.output == data
 
 
 class TestInput:

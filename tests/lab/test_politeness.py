@@ -124,5 +124,5 @@ def test_nothing_but_the_path_is_used_once_a_search_has_ended() -> None:
             late = [packet for packet in tap.sent if packet.at > since + 1]
             used = {(packet.source[1], "{}:{}".format(*packet.destination)) for packet in late}
             assert used == {(path["local_port"], path["peer"])}
-            assert len(late) < 10
+            assert len(late) < 30  # few words, and their acks
             assert udp_sockets(node) <= 2  # the agreed one is kept
