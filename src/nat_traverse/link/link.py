@@ -155,9 +155,10 @@ class Link:
     def open_stream(self, protocol: asyncio.BaseProtocol) -> Stream:
         """Open a stream; `protocol.connection_made` is called before this returns.
 
-        Raises PeerGoneError when the tunnel is over.
+        Raises what ended the tunnel when it is over, or PeerGoneError.
         """
         if self.is_over:
+            self.closed.result()
             raise PeerGoneError("The tunnel is over.", errno.EPIPE)
         number = None if self._unopened else self.tunnel.open_stream()
         stream = Stream(self, -1 if number is None else number, protocol)

@@ -51,6 +51,19 @@ async def over(link: Link) -> BaseException | None:
 
 
 class TestEnds:
+    def test_who_opens_a_stream_too_late_learns_what_ended_the_tunnel(self) -> None:
+        async def main() -> None:
+            async with links() as (one, other):
+                other.abort()
+                assert isinstance(await over(one), PeerGoneError)
+                with pytest.raises(PeerGoneError, match="was stopped") as caught:
+                    one.open_stream(asyncio.Protocol())
+                assert caught.value.errno == errno.ECONNRESET
+                with pytest.raises(PeerGoneError, match="is over"):
+                    other.open_stream(asyncio.Protocol())
+
+        run(main())
+
     def test_both_leave(self) -> None:
         async def main() -> None:
             async with links() as (one, other):
