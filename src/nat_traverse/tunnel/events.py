@@ -26,7 +26,6 @@ class Closing(IntEnum):
     NOT_READING = 1  # what takes the data there (a command, a pipe) has ended
     STOPPED = 2  # a signal, or an error on that side
     PROTOCOL = 3  # the other side broke the rules of this protocol
-    RESTART = 4  # the sender begins anew
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,10 +129,10 @@ class Proof:
     """One side of the proof.
 
     `purpose` is a byte that has to be the same on both sides; it is compared after the proof, so
-    that a stranger is not told. `random` are 64 fresh random bytes, used for nothing else: all
-    chance comes from them. Run it like this: send what `messages` yields, give what the peer sends
-    to `receive`, one frame at a time and in order, until `outcome` is there. A side may be done
-    while messages of its own are still to be sent.
+    that nobody but the peer can end a run by wanting something else. `random` are 64 fresh random
+    bytes, used for nothing else: all chance comes from them. Run it like this: send what `messages`
+    yields, give what the peer sends to `receive`, one frame at a time and in order, until `outcome`
+    is there. A side may be done while messages of its own are still to be sent.
     """
 
     def __init__(
