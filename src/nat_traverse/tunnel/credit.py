@@ -8,8 +8,9 @@ the engine no byte beyond that. What is received and not consumed is therefore b
 window, and what is written and not sent by the writer's own buffer.
 
 The window of a stream begins small, so that a thousand streams cost little, and doubles whenever
-half of it was consumed at once, as on a long path that it would hold up. All windows together keep
-within a budget; a stream that is not read keeps what it has.
+the reader has consumed half of it and nothing is left: it may be the window that holds the sender
+up, as on a long path, and it is not the reader. All windows together keep within a budget; a stream
+that is not read keeps what it has.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class ReceiveCredit:
         self.received = 0
         self.consumed = 0
         self.limit = FIRST_WINDOW
+        self._grown_at = 0  # bytes consumed when the window last grew
 
     def receive(self, size: int) -> bool:
         """Count what arrived; False if the sender has gone beyond what it was granted."""
@@ -60,15 +62,25 @@ class ReceiveCredit:
     def consume(self, size: int) -> int | None:
         """Count what was consumed; returns the new limit when the sender should hear of one."""
         self.consumed += size
-        if self.limit - self.consumed > self._window // 2:
+        if not self._grow() and self.limit - self.consumed > self._window // 2:
             return None
-        # All that came is consumed: the reader waits for the sender, not the other way round.
-        if self.received == self.consumed and self._window < LARGEST_WINDOW:
-            growth = min(self._window, LARGEST_WINDOW - self._window)
-            if self._budget.take(growth):
-                self._window += growth
         self.limit = self.consumed + self._window
         return self.limit
+
+    def _grow(self) -> bool:
+        """Double the window if the reader waits for the sender, and not the other way round."""
+        if self.received != self.consumed or self._window >= LARGEST_WINDOW:
+            return False
+        # Looked at whenever all is consumed, and not only when the sender is to hear of a new limit
+        # anyway: at that moment the other half of the window has mostly arrived as well.
+        if self.consumed - self._grown_at < self._window // 2:
+            return False
+        growth = min(self._window, LARGEST_WINDOW - self._window)
+        if not self._budget.take(growth):
+            return False
+        self._window += growth
+        self._grown_at = self.consumed
+        return True
 
     def release(self) -> None:
         """Give the window back; the stream is over."""

@@ -65,6 +65,24 @@ class TestReceiver:
         assert windows[-1] == LARGEST_WINDOW
         assert budget.used == LARGEST_WINDOW - FIRST_WINDOW
 
+    def test_the_window_grows_wherever_in_it_the_reader_has_caught_up(self) -> None:
+        # On a path that brings it in pieces, the sender hears of half a window consumed while the
+        # other half is there already; only later is nothing left.
+        credit = ReceiveCredit(Budget())
+        assert credit.receive(FIRST_WINDOW)
+        limits = [credit.consume(FIRST_WINDOW // 8) for _ in range(8)]
+        assert limits[3] == FIRST_WINDOW // 2 + FIRST_WINDOW
+        assert limits[7] == FIRST_WINDOW + 2 * FIRST_WINDOW
+        assert [limit for limit in limits if limit is None] == [None] * 6
+
+    def test_small_pieces_that_are_consumed_at_once_are_no_reason_to_grow(self) -> None:
+        budget = Budget()
+        credit = ReceiveCredit(budget)
+        for _ in range(8):
+            assert credit.receive(FIRST_WINDOW // 17)
+            assert credit.consume(FIRST_WINDOW // 17) is None
+        assert budget.used == 0
+
     def test_a_reader_that_lags_behind_gets_no_larger_window(self) -> None:
         budget = Budget()
         credit = ReceiveCredit(budget)
