@@ -39,9 +39,12 @@ from nat_traverse.tunnel.engine import (
     StreamStopped,
     Terminated,
 )
+from nat_traverse.tunnel.pace import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from qh3._hazmat import QuicConnectionCore
 
     from nat_traverse.tunnel.engine import EngineEvent
 
@@ -109,6 +112,8 @@ class QuicEngine:
         self._over = False
         self._pings = 0
         self._put_back: quic.QuicEvent | None = None
+        self._pacer = Pacer()
+        self._is_held = False  # by the pacer: there may be more to send
 
     @property
     def name(self) -> bytes:
@@ -147,16 +152,24 @@ class QuicEngine:
         datagrams: list[bytes] = []
         if core is None:
             return datagrams
+        left = credit = self._credit(core, now)
         try:
-            while (transmit := core.poll_transmit(now)) is not None:
+            while left > 0 and (transmit := core.poll_transmit(now)) is not None:
                 datagrams.append(transmit[0])
+                left -= len(transmit[0])
         except RuntimeError:
             pass  # it is tried again at the next opportunity, of which timers see to one
+        self._is_held = left <= 0
+        if credit < float("inf"):
+            self._pacer.spend(credit - left)
         self._answered = self._answered or bool(datagrams)
         return datagrams
 
     def get_timer(self) -> float | None:
-        """Return when `handle_timer` is next wanted."""
+        """Return when `handle_timer` is next wanted, or `datagrams_to_send` while held back."""
+        if self._is_held:
+            # What the engine's own timer would have sent has to wait for that moment, too.
+            return self._pacer.next_time(self._configuration.max_datagram_size)
         return self._connection.get_timer()
 
     def handle_timer(self, now: float) -> None:
@@ -221,7 +234,9 @@ class QuicEngine:
         """True if the path takes more at the moment, as far as congestion control knows."""
         # Beyond the documented interface: datagrams that can't be sent pile up in the engine.
         core = self._connection._core  # noqa: SLF001
-        return core is not None and core.bytes_in_flight < core.congestion_window
+        if core is None or self._is_held:
+            return False
+        return core.bytes_in_flight < core.congestion_window
 
     def ping(self) -> None:
         """Ask the peer for a sign of life: the event Alive, if it comes."""
@@ -232,6 +247,13 @@ class QuicEngine:
         """End the connection; what is to be sent then says so to the peer."""
         self._over = True
         self._quietly(self._connection.close, code, None, reason)
+
+    def _credit(self, core: QuicConnectionCore, now: float) -> float:
+        """Return how many bytes may leave now; what begins and ends a connection always may."""
+        round_trip = core.smoothed_rtt
+        if not self._established or self._over or not round_trip:
+            return float("inf")
+        return self._pacer.allowance(core.congestion_window, round_trip, now)
 
     def _receive_run(self, run: bytes, size: int, now: float) -> None:
         """Do what `receive_gro_buffer` does, but for a log of each datagram, which is off.
