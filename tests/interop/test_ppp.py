@@ -19,6 +19,9 @@ OURS = str(Path(sys.prefix) / "bin" / "nat-traverse")
 # Arguments: what `nat-traverse` is on the left and on the right, and options that the manual of 0.7
 # does not have. The names are the manual's.
 #
+# 0.7 gives up when it is refused, and as no gateway swallows its packets here, it is as long as the
+# other side has no socket. So it goes last, when the other one has its own.
+#
 # Neither command ends: `updetach` lets a pppd on a serial line go on in the background once the
 # link is up, but not one that was told `notty`.
 GUEST = r"""
@@ -46,11 +49,31 @@ on() { # SIDE COMMAND [ARG ...]
 }
 
 # shellcheck disable=SC2086  # no option at all, or one
-on left nat-traverse ${3-} \
-  --cmd="pppd updetach noauth passive notty ipparam vpn 10.0.0.1:10.0.0.2" \
-  40000:natgw-of-right:40001 >"$OUT/left" 2>&1 &
-on right nat-traverse ${3-} --cmd="pppd nodetach notty noauth" \
-  40001:natgw-of-left:40000 >"$OUT/right" 2>&1 &
+start_left() { # OPTION
+  on left nat-traverse $1 \
+    --cmd="pppd updetach noauth passive notty ipparam vpn 10.0.0.1:10.0.0.2" \
+    40000:natgw-of-right:40001 >"$OUT/left" 2>&1 &
+}
+# shellcheck disable=SC2086
+start_right() { # OPTION
+  on right nat-traverse $1 --cmd="pppd nodetach notty noauth" \
+    40001:natgw-of-left:40000 >"$OUT/right" 2>&1 &
+}
+await_socket() { # SIDE PORT
+  until ip netns exec "$1" grep -qi ":$(printf %04x "$2") " /proc/net/udp; do
+    ((SECONDS < 60))
+    sleep 0.1
+  done
+}
+if [[ $2 == /usr/bin/nat-traverse ]]; then
+  start_left "${3-}"
+  await_socket left 40000
+  start_right "${3-}"
+else
+  start_right "${3-}"
+  await_socket right 40001
+  start_left "${3-}"
+fi
 
 has() { # SIDE TEXT
   ip -n "$1" address show dev ppp0 2>/dev/null | grep -q "$2"
