@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import logging
 import random
 from functools import partial
@@ -626,7 +625,6 @@ class TestStreams:
 
     def held(self, pair: SecurePair) -> int:
         """How many things the engines and tunnels keep in Python."""
-        gc.collect()
         count = 0
         for side in pair.sides:
             for each in (side.tunnel, side.engine, side.engine._connection):
