@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -18,30 +19,68 @@ if TYPE_CHECKING:
 CLEAR = Weather(0, 0)
 PORT = 4000
 
-# Sends so many datagrams, each with its number, and all at once.
+# Sends so many datagrams, each with its number, and all at once; prints when it began.
 SEND = """\
-import socket, sys
+import socket, sys, time
 count, size = map(int, sys.argv[1:])
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    print(time.monotonic())
     for number in range(count):
         sock.sendto(number.to_bytes(4, "big").ljust(size, b"."), ("192.0.2.2", 4000))
 """
+BIND = """\
+import json, socket, time
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+sock.bind(("192.0.2.2", 4000))
+sock.settimeout(10)
+print("bound", flush=True)
+"""
 # Prints the numbers and the times of what comes, until nothing has come for a while.
-RECEIVE = """\
-import json, socket, sys, time
+RECEIVE = f"""{BIND}
+come = []
+try:
+    while True:
+        data = sock.recv(2048)
+        sock.settimeout(0.5)
+        come.append((int.from_bytes(data[:4], "big"), time.monotonic()))
+except TimeoutError:
+    print(json.dumps(come))
+"""
+
+# What is sent in trains.
+CONTENT = """\
+import random
+content = random.Random(1).randbytes(3_000_001)
+"""
+TCP_SEND = f"""{CONTENT}
+import socket
+with socket.create_connection(("192.0.2.2", 4001)) as sock:
+    sock.sendall(content)
+"""
+# Prints whether all has come.
+TCP_RECEIVE = f"""{CONTENT}
+import socket
+server = socket.create_server(("192.0.2.2", 4001))
+print("bound", flush=True)
+connection = server.accept()[0]
+print(b"".join(iter(lambda: connection.recv(1 << 20), b"")) == content)
+"""
+# Datagrams of 1,000 bytes in trains, as UDP_SEGMENT (103) makes them; the last of each is short.
+TRAINS = """\
+trains = [content[start : start + 40_300] for start in range(0, 1_000_000, 40_300)]
+"""
+UDP_SEND = f"""{CONTENT}{TRAINS}
+import socket
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-    sock.bind(("192.0.2.2", 4000))
-    sock.settimeout(10)
-    print("bound", flush=True)
-    come = []
-    try:
-        while True:
-            data = sock.recv(2048)
-            sock.settimeout(0.5)
-            come.append((int.from_bytes(data[:4], "big"), time.monotonic()))
-    except TimeoutError:
-        print(json.dumps(come))
+    sock.setsockopt(17, 103, 1000)
+    sock.connect(("192.0.2.2", 4000))
+    for train in trains:
+        sock.send(train)
+"""
+UDP_RECEIVE = f"""{CONTENT}{TRAINS}{BIND}
+expected = [train[at : at + 1000] for train in trains for at in range(0, len(train), 1000)]
+print([sock.recv(2048) for _ in expected] == expected)
 """
 
 
@@ -54,15 +93,21 @@ def joined() -> Iterator[Wire]:
         yield joined
 
 
-def burst(joined: Wire, count: int, size: int) -> tuple[list[int], float]:
-    """Send a burst, and return the numbers as they came and the s from first to last."""
-    receiver = joined.right.popen([sys.executable, "-c", RECEIVE], stdout=-1)
+def transfer(joined: Wire, receive: str, send: str, *arguments: object) -> tuple[str, str]:
+    """Run a receiver on the right and then a sender on the left; returns what each of them says."""
+    receiver = joined.right.popen([sys.executable, "-c", receive], stdout=subprocess.PIPE)
     with receiver:
         assert receiver.stdout is not None
         assert receiver.stdout.readline() == b"bound\n"
-        joined.left.run([sys.executable, "-c", SEND, str(count), str(size)])
-        come = json.loads(receiver.stdout.readline())
-    return [number for number, _ in come], come[-1][1] - come[0][1]
+        sent = joined.left.run([sys.executable, "-c", send, *map(str, arguments)])
+        return receiver.stdout.read().decode(), sent.stdout
+
+
+def burst(joined: Wire, count: int, size: int) -> tuple[list[int], float]:
+    """Send a burst; returns the numbers as they came, and the s from the first sent to the last."""
+    received, began = transfer(joined, RECEIVE, SEND, count, size)
+    come = json.loads(received)
+    return [number for number, _ in come], come[-1][1] - float(began)
 
 
 def test_the_round_trip_is_what_was_asked_for(joined: Wire) -> None:
@@ -77,8 +122,8 @@ def test_the_rate_is_that_of_whole_packets(joined: Wire) -> None:
     joined.set(Weather(0, 10e6, queue=10))
     numbers, seconds = burst(joined, 100, 1222)
     assert numbers == list(range(100))
-    # 99 packets of 1,250 bytes are 0.099 s at 10 Mbit/s, less what the first one was late.
-    assert seconds > 0.09
+    # 100 packets of 1,250 bytes are 0.1 s at 10 Mbit/s; no machine makes that shorter.
+    assert seconds >= 0.1
 
 
 def test_what_the_queue_does_not_hold_is_dropped(joined: Wire) -> None:
@@ -117,73 +162,21 @@ def test_who_is_put_out_of_order_is_overtaken_by_three(joined: Wire) -> None:
     assert len(moved) <= sums.reordered
 
 
-# Sends a text over TCP to the other side, and what the other side has got back.
-CONTENT = """\
-import random
-content = random.Random(1).randbytes(3_000_001)
-"""
-TCP_SERVE = """\
-import socket, sys
-with socket.create_server(("192.0.2.2", 4001)) as server:
-    print("bound", flush=True)
-    connection = server.accept()[0]
-    got = b"".join(iter(lambda: connection.recv(1 << 20), b""))
-    sys.stdout.write(str(got == content))
-"""
-TCP_SEND = """\
-import socket
-with socket.create_connection(("192.0.2.2", 4001)) as sock:
-    sock.sendall(content)
-"""
-# Sends datagrams of 1,000 bytes in trains, as UDP_SEGMENT (103) makes them; the last one is short.
-UDP_SEND = """\
-import socket
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-    sock.setsockopt(17, 103, 1000)
-    sock.connect(("192.0.2.2", 4000))
-    for start in range(0, 1_000_000, 40_300):
-        sock.send(content[start : start + 40_300])
-"""
-UDP_SERVE = """\
-import json, socket
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-    sock.bind(("192.0.2.2", 4000))
-    sock.settimeout(10)
-    print("bound", flush=True)
-    expected = [
-        content[start : start + 40_300][at : at + 1000]
-        for start in range(0, 1_000_000, 40_300)
-        for at in range(0, len(content[start : start + 40_300]), 1000)
-    ]
-    got = []
-    while len(got) < len(expected):
-        got.append(sock.recv(2048))
-    print(got == expected, end="")
-"""
-
-
 @pytest.mark.parametrize("rate", [0, 200e6], ids=["unlimited", "200 Mbit/s"])
-@pytest.mark.parametrize(("serve", "send"), [(TCP_SERVE, TCP_SEND), (UDP_SERVE, UDP_SEND)])
-def test_trains_arrive_as_they_were_sent(joined: Wire, serve: str, send: str, rate: float) -> None:
+@pytest.mark.parametrize(
+    ("receive", "send"), [(TCP_RECEIVE, TCP_SEND), (UDP_RECEIVE, UDP_SEND)], ids=["tcp", "udp"]
+)
+def test_trains_arrive_as_they_were_sent(
+    joined: Wire, receive: str, send: str, rate: float
+) -> None:
     # The checksums are the kernels': a train that was cut or joined wrongly does not arrive.
     joined.set(Weather(0.01, rate, queue=1))
-    receiver = joined.right.popen([sys.executable, "-c", CONTENT + serve], stdout=-1)
-    with receiver:
-        assert receiver.stdout is not None
-        assert receiver.stdout.readline() == b"bound\n"
-        joined.left.run([sys.executable, "-c", CONTENT + send])
-        assert receiver.stdout.read() == b"True"
+    assert transfer(joined, receive, send)[0] == "True\n"
 
 
 def test_a_train_loses_packets_one_by_one(joined: Wire) -> None:
     joined.set(Weather(0.01, 200e6, loss=0.02, reordering=0.02, queue=1))
-    receiver = joined.right.popen([sys.executable, "-c", CONTENT + TCP_SERVE], stdout=-1)
-    with receiver:
-        assert receiver.stdout is not None
-        assert receiver.stdout.readline() == b"bound\n"
-        joined.left.run([sys.executable, "-c", CONTENT + TCP_SEND])
-        assert receiver.stdout.read() == b"True"
+    assert transfer(joined, TCP_RECEIVE, TCP_SEND)[0] == "True\n"
     sums = joined.set(CLEAR)
     # 3,000,001 bytes are at least 2,055 packets of 1,460 bytes.
     assert sums.delivered > 2055
