@@ -25,9 +25,8 @@ class Pacer:
     """How many bytes may leave now. Times and round trips are seconds."""
 
     def __init__(self) -> None:
-        self._credit = float(_BURST)
-        self._at: float | None = None
-        self._rate = 0.0
+        self._credit = self._rate = 0.0
+        self._at = float("-inf")  # all that may leave at once may leave at first
 
     def allowance(self, window: int, round_trip: float, now: float) -> float:
         """Return how many bytes may leave now, with `window` bytes allowed in a round trip.
@@ -35,9 +34,9 @@ class Pacer:
         The last datagram may go beyond it.
         """
         self._rate = _GAIN * window / round_trip
-        elapsed = 0.0 if self._at is None else max(0.0, now - self._at)
+        earned = max(0.0, now - self._at) * self._rate
         most = max(_BURST, self._rate * _TICK * _TICKS)
-        self._credit = min(most, self._credit + elapsed * self._rate)
+        self._credit = min(most, self._credit + earned)
         self._at = now
         return self._credit
 
@@ -46,8 +45,9 @@ class Pacer:
         self._credit -= size
 
     def next_time(self, datagram_size: int) -> float:
-        """Return when the next burst may leave, which is a datagram at least."""
-        if self._at is None:
-            return 0.0
+        """Return when the next burst may leave, which is a datagram at least.
+
+        To be asked after `allowance`, which says how fast it goes.
+        """
         wanted = max(datagram_size, self._rate * _TICK)
         return self._at + max(0.0, wanted - self._credit) / self._rate

@@ -319,6 +319,56 @@ class TestStreams:
         assert wire.event(wire.client, Terminated) is None
 
 
+class TestPacing:
+    def grown(self) -> tuple[Wire, int]:
+        """Return a connection that has sent much, with nothing under way, and a stream of it."""
+        wire = established()
+        stream = opened(wire.client)
+        wire.client.send(stream, bytes(600_000))
+        wire.run(lambda: wire.has_received(wire.server, stream, 600_000))
+        for _ in range(5):
+            wire.turn()
+        return wire, stream
+
+    def test_a_window_does_not_leave_at_once(self) -> None:
+        wire, stream = self.grown()
+        core = wire.client._connection._core
+        assert core is not None
+        window = core.congestion_window
+        assert window > 200_000
+        wire.client.send(stream, bytes(2 * window))
+        first = sum(map(len, wire.client.datagrams_to_send(wire.now)))
+        # 4 ms of 1.25 windows in a round trip of 20 ms, and up to a datagram more.
+        assert 0 < first <= 0.3 * window
+        assert not wire.client.has_room
+
+    def test_it_leaves_within_a_round_trip_when_the_timer_says(self) -> None:
+        wire, stream = self.grown()
+        core = wire.client._connection._core
+        assert core is not None
+        window = core.congestion_window
+        wire.client.send(stream, bytes(2 * window))
+        begun, now = wire.now, wire.now
+        sent = 0
+        while True:
+            sent += sum(map(len, wire.client.datagrams_to_send(now)))
+            if sent > window - SIZE:
+                break
+            at = wire.client.get_timer()
+            assert at is not None
+            assert now < at <= now + 0.005
+            now = at
+        assert 0.010 < now - begun < 0.020
+
+    def test_a_goodbye_does_not_wait(self) -> None:
+        wire, stream = self.grown()
+        wire.client.send(stream, bytes(1_000_000))
+        wire.client.datagrams_to_send(wire.now)
+        assert wire.client.datagrams_to_send(wire.now) == []
+        wire.client.close(4, "enough")
+        assert wire.client.datagrams_to_send(wire.now)
+
+
 class TestDatagrams:
     def test_arrive_whole(self) -> None:
         wire = established()
