@@ -36,6 +36,8 @@ from support.ends import run
 from support.links import SECRET, Accepting, Noting, links, settings, tunnel_holes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nat_traverse.link.link import Link
     from nat_traverse.net.address import SocketAddress
 
@@ -299,6 +301,24 @@ class TestOwner:
         run(main())
 
 
+def record_closing(
+    sockets: Sequence[UdpSocket], all_closed: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> dict[UdpSocket, float]:
+    """Return when each of these is closed first, once it is."""
+    closed: dict[UdpSocket, float] = {}
+    real = UdpSocket.close
+
+    def close(sock: UdpSocket) -> None:
+        if sock in sockets:
+            closed.setdefault(sock, asyncio.get_running_loop().time())
+        real(sock)
+        if len(closed) == len(sockets):
+            all_closed.set()
+
+    monkeypatch.setattr(UdpSocket, "close", close)
+    return closed
+
+
 class TestSockets:
     def test_those_of_other_paths_are_closed_after_a_while(
         self, monkeypatch: pytest.MonkeyPatch
@@ -310,11 +330,14 @@ class TestSockets:
             for hole in holes:
                 hole._sockets[77] = UdpSocket(socket.AF_INET, 0)  # as a search for a path has many
             others = [sock for hole in holes for sock in hole.others.values()]
+            all_closed = asyncio.Event()
+            closed = record_closing(others, all_closed, monkeypatch)
+            began = asyncio.get_running_loop().time()
             made = await asyncio.gather(
                 *(establish(hole, SECRET, Purpose.PROGRAM) for hole in holes)
             )
-            assert all(sock.fileno() >= 0 for sock in others)
-            await asyncio.sleep(0.2)
+            await all_closed.wait()
+            assert min(closed.values()) - began >= 0.1
             assert all(sock.fileno() < 0 for sock in others)
             accepting = Accepting(made[1])
             made[0].open_stream(Noting()).write(b"still there")
