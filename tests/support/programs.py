@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Self
 from support.tools import need
 
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
@@ -30,6 +30,11 @@ PATIENCE = 60.0
 OURS = str(Path(sys.prefix) / "bin" / "nat-traverse")
 if b"nat_traverse" not in Path(OURS).read_bytes():
     raise RuntimeError(f"{OURS} is another program: run the tests in the virtual environment")
+
+# Under nohup, programs would be started with SIGHUP ignored, and ours keeps to that. A handler of
+# ours is not handed down.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def original() -> str:
@@ -157,9 +162,9 @@ class Program:
         """Send it a signal."""
         self.process.send_signal(number)
 
-    def wait(self) -> int:
+    def wait(self, patience: float = PATIENCE) -> int:
         """Wait for its end and for all of its output; returns the exit status, -n for signal n."""
-        status = self.process.wait(PATIENCE)
+        status = self.process.wait(patience)
         for thread in self._threads:
             thread.join(PATIENCE)
         return status
