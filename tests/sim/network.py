@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
+from functools import cache
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from nat_traverse.model import Endpoint, ErrorKind, NetworkError
 from sim.nat import Behaviour, Nat
@@ -77,14 +78,6 @@ class Link:
 _OVERTAKEN = 0.02
 
 
-class _Packet(NamedTuple):
-    """What stays the same on the way: the rest is in the arguments of whoever has it."""
-
-    data: bytes
-    sender: Socket | None  # who is told what became of it
-    remote: Endpoint  # where the sender sent it
-
-
 class Socket:
     """A UDP socket of a host. `receive` and `refuse` are called with what comes, and from where."""
 
@@ -106,6 +99,11 @@ class Socket:
     def close(self) -> None:
         """Close it; what comes later is refused by the host."""
         self.host.sockets.pop(self.port, None)
+
+
+# What stays the same of a packet on its way: the data, who is told what became of it, and where
+# that one sent it. The rest is in the arguments of whoever has it.
+_Packet = tuple[bytes, Socket | None, Endpoint]
 
 
 @dataclass(eq=False, slots=True)
@@ -271,7 +269,7 @@ class Network:
         left = DEFAULT_TTL if ttl is None else ttl
         source = socket.endpoint
         address = remote.host
-        packet = _Packet(data, socket, remote)
+        packet = (data, socket, remote)
         top: _Node = socket.host
         while (gateway := top.up) is not None:
             neighbour = gateway.below.get(address)
@@ -301,7 +299,7 @@ class Network:
         self, source: Endpoint, remote: Endpoint, data: bytes, ttl: int = DEFAULT_TTL
     ) -> None:
         """Put a datagram into the Internet by hand, from whatever source it claims."""
-        self._cross(self._nodes, source, ttl, _Packet(data, None, remote))
+        self._cross(self._nodes, source, ttl, (data, None, remote))
 
     def forge(self, kind: ErrorKind, reporter: str, source: Endpoint, remote: Endpoint) -> None:
         """Put an ICMP message into the Internet that quotes a packet from `source` to `remote`."""
@@ -360,18 +358,19 @@ class Network:
             self._report_across(ErrorKind.PORT_UNREACHABLE, packet)
             return
         self.delivered += 1
-        found.receive(packet.data, source)
+        found.receive(packet[0], source)
 
     def _meet_itself(self, gateway: Gateway, source: Endpoint, left: int, packet: _Packet) -> None:
         """Take a packet from below to the gateway's own address."""
         if not gateway.nat.behaviour.hairpin:
             self._report(ErrorKind.PORT_UNREACHABLE, gateway.address, packet, LAN_TRIP)
             return
-        mapped = gateway.nat.outbound(source, packet.remote, self.now)
+        remote = packet[2]
+        mapped = gateway.nat.outbound(source, remote, self.now)
         if mapped is None:
             gateway.refused += 1
             return
-        arguments = (gateway, mapped, packet.remote.port, left, packet)
+        arguments = (gateway, mapped, remote.port, left, packet)
         self.at(self.now + LAN_TRIP, self._arrive, *arguments)
 
     def _report_across(self, kind: ErrorKind, packet: _Packet) -> None:
@@ -382,12 +381,13 @@ class Network:
         link = self.link
         if link.loss and self.random.random() < link.loss:
             return
-        self._report(kind, packet.remote.host, packet, LAN_TRIP + link.latency)
+        self._report(kind, packet[2].host, packet, LAN_TRIP + link.latency)
 
     def _report(self, kind: ErrorKind, reporter: str, packet: _Packet, delay: float) -> None:
         """Take an ICMP message to the sender. Its mapping is there: the packet has just used it."""
-        if self.link.icmp and packet.sender is not None:
-            arguments = (kind, reporter, packet.sender, packet.remote)
+        _, sender, remote = packet
+        if self.link.icmp and sender is not None:
+            arguments = (kind, reporter, sender, remote)
             self._order += 1
             heappush(self._heap, (self.now + delay, self._order, self._refuse, arguments))
 
@@ -414,6 +414,7 @@ class Network:
             self._refuse(kind, reporter, node.sockets[port], remote)
 
 
+@cache
 def _router(index: int, number: int) -> str:
     """Return the address of the router that many hops away from a node on the Internet.
 

@@ -139,7 +139,6 @@ class End:
     bytes: int = 0
     most_sockets: int = 0
     records: list[tuple[float, Send]] = field(default_factory=list)  # all of them, if asked for
-    errors: dict[NetworkError, int] = field(default_factory=dict)
     heard: set[Endpoint] = field(default_factory=set)
     sockets: dict[int, Socket] = field(default_factory=dict)  # by the machine's number
     timer: float | None = None
@@ -290,7 +289,6 @@ class Run:
         def refuse(error: NetworkError, remote: Endpoint) -> None:
             machine = end.machine
             if machine is not None:
-                end.errors[error] = end.errors.get(error, 0) + 1
                 machine.receive_error(error, Path(number, remote), network.now)
                 self._settle(end, machine)
 

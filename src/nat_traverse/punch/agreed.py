@@ -42,14 +42,7 @@ class AgreedRung:
         first = direct.next_step(-1.0)
         self._lines = {path: _Line(path, start, first) for path in paths}
         self._told = False
-
-    def next_time(self) -> float | None:
-        """Return when the next hello is due."""
-        earliest = None
-        for line in self._lines.values():
-            if earliest is None or line.at < earliest:
-                earliest = line.at
-        return earliest
+        self.next_time = self._earliest()
 
     def due(self, now: float) -> Iterator[Action]:
         """Yield the hellos that are due, and the beginning of the quiet rung."""
@@ -65,6 +58,7 @@ class AgreedRung:
             rung = Rung.QUIET if line.quiet else Rung.DIRECT
             yield Probe(line.path, rung, line.opening, line.turn)
             self._advance(line, now)
+        self.next_time = self._earliest()
         yield from self._tell(now)
 
     def refused(self, path: Path, now: float) -> None:
@@ -72,6 +66,7 @@ class AgreedRung:
         line = self._lines.get(path)
         if line is not None and not line.quiet:
             self._quieten(line, now)
+            self.next_time = self._earliest()
 
     def is_quiet(self, path: Path) -> bool:
         """Tell whether the quiet rung has begun on this path."""
@@ -92,7 +87,12 @@ class AgreedRung:
     def stop(self) -> list[int]:
         """End."""
         self._lines.clear()
+        self.next_time = None
         return []
+
+    def _earliest(self) -> float | None:
+        """Return when the next hello is due."""
+        return min((line.at for line in self._lines.values()), default=None)
 
     def _quieten(self, line: _Line, now: float) -> None:
         if self._wall is None:

@@ -48,6 +48,7 @@ from nat_traverse.punch.machine import (
     PeerHeard,
     PeerRefused,
     PortChanged,
+    RungStarted,
     Send,
     Settled,
 )
@@ -239,10 +240,6 @@ class Handshake:
 
     def next_event(self) -> Event | None:
         """Return the oldest unread event."""
-        while (event := self._ladder.next_event()) is not None:
-            if event.rung not in self.evidence.rungs:
-                self.evidence.rungs.append(event.rung)
-            self._events.append(event)
         return self._events.popleft() if self._events else None
 
     def _handle(self, name: str, now: float) -> None:
@@ -651,7 +648,11 @@ class Handshake:
     def _climb(self, now: float) -> None:
         """Do what the ladder says."""
         for order in self._ladder.due(now):
-            if not isinstance(order, Knock):
+            if isinstance(order, RungStarted):
+                if order.rung not in self.evidence.rungs:
+                    self.evidence.rungs.append(order.rung)
+                self._events.append(order)
+            elif not isinstance(order, Knock):
                 self._effects.append(order)
             elif order.rung in (Rung.SPRAY, Rung.PREDICT):
                 self._effects.append(self._writer.search(order.path, order.ttl))

@@ -82,16 +82,7 @@ class HopRung:
         self._next_minute = start + STARTS
         self._minute = minute_of(self._next_minute + wall)
         self._over = False
-
-    def next_time(self) -> float | None:
-        """Return when something is due."""
-        if self._over:
-            return None
-        earliest = self._next_minute
-        for pair in self._pairs.values():
-            if pair.opened is not None and pair.next < earliest:
-                earliest = pair.next
-        return earliest
+        self.next_time: float | None = self._next_minute
 
     def due(self, now: float) -> Iterator[Action]:
         """Yield the sockets of a new minute, and the hellos of this one."""
@@ -108,6 +99,7 @@ class HopRung:
                 for remote in pair.remotes:
                     yield Probe(Path(pair.socket, remote), Rung.HOP, opening, pair.minute)
                 self._advance(pair, now)
+        self.next_time = self._earliest()
 
     def socket_opened(self, number: int, port: int, now: float) -> None:
         """Begin with the openings of the pair whose socket this is."""
@@ -115,6 +107,7 @@ class HopRung:
         for pair in self._pairs.values():
             if pair.socket == number:
                 pair.opened = pair.next = now
+        self.next_time = self._earliest()
 
     def socket_failed(self, number: int, now: float) -> None:
         """Do without this minute: somebody else has the port."""
@@ -122,13 +115,22 @@ class HopRung:
         self._pairs = {
             minute: pair for minute, pair in self._pairs.items() if pair.socket != number
         }
+        self.next_time = self._earliest()
 
     def stop(self) -> list[int]:
         """End; return the sockets that are open."""
         self._over = True
+        self.next_time = None
         numbers = [pair.socket for pair in self._pairs.values()]
         self._pairs.clear()
         return numbers
+
+    def _earliest(self) -> float | None:
+        """Return when something is due."""
+        if self._over:
+            return None
+        times = [pair.next for pair in self._pairs.values() if pair.opened is not None]
+        return min([self._next_minute, *times])
 
     def _turn(self, now: float) -> Iterator[Action]:
         """Open the pair of the next minute, and close the one before the last."""

@@ -6,7 +6,6 @@ when a hello is to go out on which path, and how far. Who wrote back is the hand
 
 from __future__ import annotations
 
-from collections import deque
 from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
@@ -37,7 +36,7 @@ class Knock(NamedTuple):
     ttl: int | None
 
 
-Order = Knock | OpenSocket | CloseSocket
+Order = Knock | OpenSocket | CloseSocket | RungStarted
 
 
 class Ladder:
@@ -50,7 +49,6 @@ class Ladder:
         }
         self._local_ports: dict[int, int] = {}
         self._owner: dict[int, Strategy] = {}
-        self._events: deque[RungStarted] = deque()
         self._paused_until: float | None = None
         self._over = self._only_agreed = False
         wall = None if settings is None else settings.wall - now
@@ -125,7 +123,7 @@ class Ladder:
             return None
         earliest = self._later[0][0] if self._later and not self._only_agreed else None
         for rung in self._active:
-            at = rung.next_time()
+            at = rung.next_time
             if at is not None and (earliest is None or at < earliest):
                 earliest = at
         if earliest is None or self._paused_until is None:
@@ -139,7 +137,7 @@ class Ladder:
         while self._later and self._later[0][0] <= now and not self._only_agreed:
             self._rungs.append(self._later.pop(0)[1]())
         for rung in self._active:
-            at = rung.next_time()
+            at = rung.next_time
             if at is None or at > now:
                 continue
             for action in rung.due(now):
@@ -149,7 +147,7 @@ class Ladder:
                         ttl = self._ttls[action.path.remote.is_ipv6].value(action.turn)
                     yield Knock(action.path, action.rung, ttl)
                 elif isinstance(action, Began):
-                    self._events.append(RungStarted(action.rung, action.until))
+                    yield RungStarted(action.rung, action.until)
                 else:
                     if isinstance(action, OpenSocket):
                         self._owner[action.number] = rung
@@ -181,10 +179,6 @@ class Ladder:
                 if number != keep:
                     self._forget(number)
                     yield CloseSocket(number)
-
-    def next_event(self) -> RungStarted | None:
-        """Return the oldest event not yet returned."""
-        return self._events.popleft() if self._events else None
 
     # -- what it is told ----------------------------------------------------------------------
 

@@ -51,10 +51,13 @@ Action = Probe | OpenSocket | CloseSocket | Began
 
 
 class Strategy(Protocol):
-    """One rung. All times are on the owner's clock."""
+    """One rung. All times are on the owner's clock.
 
-    def next_time(self) -> float | None:
-        """Return when `due` wants to be called, or None for never."""
+    `next_time` is when `due` wants to be called, None for never. It is asked for far more often
+    than it changes, so a rung works it out when it does.
+    """
+
+    next_time: float | None
 
     def due(self, now: float) -> Iterator[Action]:
         """Yield what is to be done at `now`."""

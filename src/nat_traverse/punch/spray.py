@@ -83,7 +83,7 @@ class SprayRung:
         self.rung = Rung.PREDICT if settings.hints else Rung.SPRAY
         self._spare = list(sockets)[::-1]
         self._waiting: int | None = None
-        self._open: list[int] = []
+        self._open: list[Path] = []  # from each socket to where all openings go
         self._spacing = 1.0 / max(
             settings.rate - _RESERVED_A_PATH * paths - _RESERVED, settings.rate / 25
         )
@@ -91,48 +91,48 @@ class SprayRung:
         self._sweep: Sweep | None = None
         self._swept = 0
         self._next_sweep = plan.next_sweep(self._slot, first=True)
+        self._door = self._remote(plan.port)
         self._turn = -1
         self._attempt = 0
         self._order = self._new_order()
         self._spent = self._probes = self._series = 0
         self._told = False
-        self._next: float | None = None
         # The totals, for whoever explains a failure.
         self.ports_tried = 0
         self.openings_sent = 0
-        self._next = self._plan_next()
+        self._probe_at = self._next_probe_time()
+        self.next_time = self._plan_next()
 
     # -- Strategy -----------------------------------------------------------------------------
 
-    def next_time(self) -> float | None:
-        """Return when the next packet may and should go out."""
-        return self._next
-
     def due(self, now: float) -> Iterator[Action]:
         """Yield the one packet, or the one socket, whose turn it is."""
-        if self._next is None or self._next > now:
+        if self.next_time is None or self.next_time > now:
             return
         if not self._told:
             self._told = True
             yield Began(self.rung)
         if now >= self._attempt_start + ATTEMPT:
             self._begin_attempt(now)
-        if self._sweep is None and self._has_budget() and self._next_sweep.at <= now:
+        if self._sweep is None and self._next_sweep.at <= now and self._has_budget():
             self._begin_sweep()
+        action: Action | None = None
         if self._sweep is not None:
-            yield from self._open_next(self._sweep, now)
-        elif self._has_budget() and self._next_probe_time() <= now:
+            action = self._open_next(self._sweep, now)
+        elif self._probe_at <= now and self._has_budget():
             self._take_slot(now)
-            yield from self._probe()
-        self._next = self._plan_next()
+            action = self._probe()
+        self.next_time = self._plan_next()
+        if action is not None:
+            yield action
 
     def socket_opened(self, number: int, port: int, now: float) -> None:
         """Take a socket into use: its turn to send is now."""
         del port, now
         if number == self._waiting:
             self._waiting = None
-            self._open.append(number)
-            self._next = self._plan_next()
+            self._open.append(Path(number, self._door))
+            self.next_time = self._plan_next()
 
     def socket_failed(self, number: int, now: float) -> None:
         """Do with the sockets that there are."""
@@ -140,14 +140,14 @@ class SprayRung:
         if number == self._waiting:
             self._waiting = None
             self._spare.clear()
-            self._next = self._plan_next()
+            self.next_time = self._plan_next()
 
     def stop(self) -> list[int]:
         """End; return the sockets."""
-        self._next = None
-        numbers = self._open
+        self.next_time = None
+        numbers = [path.socket for path in self._open]
         if self._waiting is not None:
-            numbers = [*numbers, self._waiting]
+            numbers.append(self._waiting)
         self._open = []
         return numbers
 
@@ -159,7 +159,7 @@ class SprayRung:
 
     def waits_for(self, remote: Endpoint) -> bool:
         """Tell whether openings went to `remote`, so that a packet from there is a probe."""
-        return remote == self._remote(self._plan.port)
+        return remote == self._door
 
     def sent_to(self, port: int) -> bool:
         """Tell whether a probe went to this port of the peer's."""
@@ -171,6 +171,7 @@ class SprayRung:
         return len(self._open)
 
     def _plan_next(self) -> float | None:
+        """Return when the next packet may and should go out."""
         if self._waiting is not None:
             return None
         again = self._attempt_start + ATTEMPT
@@ -178,7 +179,7 @@ class SprayRung:
             return again
         if self._sweep is not None:
             return self._slot
-        return max(self._slot, min(self._next_sweep.at, self._next_probe_time(), again))
+        return max(self._slot, min(self._next_sweep.at, self._probe_at, again))
 
     # -- openings -----------------------------------------------------------------------------
 
@@ -189,41 +190,42 @@ class SprayRung:
         if not self._sweep.full:
             self._turn += 1
 
-    def _open_next(self, sweep: Sweep, now: float) -> Iterator[Action]:
-        """Yield the next opening of the series, or the socket that it needs first."""
+    def _open_next(self, sweep: Sweep, now: float) -> Action | None:
+        """Return the next opening of the series, or the socket that it needs first."""
         if self._swept == len(self._open) and self._spare:
             self._waiting = self._spare.pop()
-            yield OpenSocket(self._waiting)
-            return
+            return OpenSocket(self._waiting)
+        opening = None
         if self._swept < len(self._open):
             self._take_slot(now)
-            yield self._opening_on(self._open[self._swept], sweep)
+            opening = self._opening_on(self._open[self._swept], sweep)
             self._swept += 1
         if self._swept == len(self._open) and not self._spare:
             self._sweep = None
             self._next_sweep = Sweep(inf, full=False)
             if self._series < self._plan.most:
                 self._next_sweep = self._plan.next_sweep(now, first=False)
+        return opening
 
-    def _opening_on(self, number: int, sweep: Sweep) -> Probe:
+    def _opening_on(self, path: Path, sweep: Sweep) -> Probe:
         self._spent += 1
         self.openings_sent += 1
-        remote = self._remote(self._plan.port)
-        return Probe(Path(number, remote), self.rung, not sweep.full, max(self._turn, 0))
+        return Probe(path, self.rung, not sweep.full, max(self._turn, 0))
 
     # -- probes -------------------------------------------------------------------------------
 
-    def _probe(self) -> Iterator[Action]:
+    def _probe(self) -> Probe | None:
         port = self._order.next_port()
         if port is None:
             if not self._unlimited:
-                return
+                return None
             self._order = self._new_order()
             port = self._order.next_port() or self._target.remote.port
         self._spent += 1
         self._probes += 1
         self.ports_tried += 1
-        yield Probe(Path(self._target.socket, self._remote(port)), self.rung)
+        self._probe_at = self._next_probe_time()
+        return Probe(Path(self._target.socket, self._remote(port)), self.rung)
 
     def _next_probe_time(self) -> float:
         """Return when the next probe may go out, apart from the pace of single packets."""
@@ -231,7 +233,7 @@ class SprayRung:
         if held is not None:
             return held
         if self._unlimited:
-            return self._slot
+            return self._attempt_start
         return self._attempt_start + _time_of_probe(self._probes + 1)
 
     def _remote(self, port: int) -> Endpoint:
@@ -260,6 +262,7 @@ class SprayRung:
             self._order = self._new_order()
         self._sweep = None
         self._next_sweep = self._plan.next_sweep(now, first=not self._open)
+        self._probe_at = self._next_probe_time()
 
 
 def _time_of_probe(number: int) -> float:

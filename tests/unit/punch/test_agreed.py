@@ -26,11 +26,11 @@ def run(rung: AgreedRung, until: float) -> list[tuple[float, Probe | Began]]:
     """Let so many seconds since the start pass."""
     found: list[tuple[float, Probe | Began]] = []
     for _ in range(10_000):
-        at = rung.next_time()
+        at = rung.next_time
         if at is None or at > START + until:
             return found
         actions = list(rung.due(at))
-        after = rung.next_time()
+        after = rung.next_time
         assert after is None or after > at, "it would spin"
         for action in actions:
             assert isinstance(action, Probe | Began)
@@ -114,12 +114,12 @@ def test_a_refusal_by_the_peers_gateway_makes_it_quiet_at_once() -> None:
 def test_late_timers_are_not_made_up_for() -> None:
     rung = make(20.0)
     assert len(probes([(0.0, action) for action in rung.due(START + 5.0)])) == 1  # type: ignore[misc]
-    at = rung.next_time()
+    at = rung.next_time
     assert at is not None
     assert START + 5.0 < at <= START + 5.26
     late = [(0.0, action) for action in rung.due(START + 500.0)]
     assert len(probes(late)) <= 1  # type: ignore[arg-type]
-    at = rung.next_time()
+    at = rung.next_time
     assert at is not None
     assert START + 500.0 < at < START + 511.0
 
@@ -128,12 +128,12 @@ def test_a_knock_that_is_late_is_left_out() -> None:
     """A machine that slept through the first seconds of a minute must not knock after them."""
     rung = make(20.0)
     run(rung, 40.1)  # in the middle of the knocks
-    at = rung.next_time()
+    at = rung.next_time
     assert at is not None
     assert at - START < 40.3
     late = START + 40.0 + FULL + 2.0
     assert [action for action in rung.due(late) if isinstance(action, Probe)] == []
-    at = rung.next_time()
+    at = rung.next_time
     assert at is not None
     assert at > late
     (opening,) = rung.due(at)
@@ -153,5 +153,5 @@ def test_it_needs_no_sockets_and_ends() -> None:
     assert (rung.turn(PATH), rung.turn(SECOND)) == (0, 0)
     assert not rung.is_quiet(SECOND)
     assert rung.stop() == []
-    assert rung.next_time() is None
+    assert rung.next_time is None
     assert list(rung.due(START + 100.0)) == []

@@ -39,13 +39,13 @@ class Side:
     def run(self, until: float) -> list[tuple[float, Action]]:
         """Let time pass until so many seconds after the epoch's minute."""
         for _ in range(10_000):
-            at = self.rung.next_time()
+            at = self.rung.next_time
             if at is None or at > EPOCH + until - self.start:
                 return self.done
             for action in list(self.rung.due(at)):
                 self.done.append((self.start + at - EPOCH, action))
                 self.carry_out(action, at)
-            after = self.rung.next_time()
+            after = self.rung.next_time
             assert after is None or after >= at
         raise AssertionError("it does not come to rest")
 
@@ -247,16 +247,16 @@ class TestOneSide:
     def test_a_socket_that_is_nobodys(self) -> None:
         side = make(20.0)
         side.run(50.0)
-        before = side.rung.next_time()
+        before = side.rung.next_time
         side.rung.socket_opened(99, 1, 30.5)
         side.rung.socket_failed(99, 30.5)
-        assert side.rung.next_time() == before
+        assert side.rung.next_time == before
 
     def test_nothing_is_sent_before_the_socket_is_open(self) -> None:
         side = make(20.0)
         actions = list(side.rung.due(28.0))
         assert [type(action) for action in actions] == [Began, OpenSocket]
-        assert side.rung.next_time() == pytest.approx(2 * MINUTE - LEAD - 20.0)
+        assert side.rung.next_time == pytest.approx(2 * MINUTE - LEAD - 20.0)
         assert list(side.rung.due(29.0)) == []
         assert side.rung.stop() == [
             action.number for action in actions if type(action) is OpenSocket
@@ -266,7 +266,7 @@ class TestOneSide:
         side = make(20.0)
         side.run(110.0)
         assert sorted(side.rung.stop()) == sorted(side.sockets) == [2, 3]
-        assert side.rung.next_time() is None
+        assert side.rung.next_time is None
         assert list(side.rung.due(1000.0)) == []
         assert side.rung.stop() == []
 
@@ -281,7 +281,7 @@ class TestOneSide:
             CloseSocket,
         ]
         assert len(side.done) == before
-        following = side.rung.next_time()
+        following = side.rung.next_time
         assert following is not None
         assert following == pytest.approx(11 * MINUTE - LEAD - 20.0)
 
@@ -292,7 +292,7 @@ def test_the_timer_always_advances(second: float, clock: float, start: float) ->
     wall = EPOCH + second + clock - start
     rung = HopRung([PEER], OURS, b"", first_socket=FIRST, start=start, wall=wall)
     calls = 0
-    while (at := rung.next_time()) is not None and at < start + 200.0:
+    while (at := rung.next_time) is not None and at < start + 200.0:
         for action in list(rung.due(at)):
             if isinstance(action, OpenSocket):
                 rung.socket_opened(action.number, action.port, at)

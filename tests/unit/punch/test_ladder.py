@@ -52,7 +52,7 @@ class Runner:
             assert back == []
         elif isinstance(order, CloseSocket):
             self.open.remove(order.number)
-        else:
+        elif isinstance(order, Knock):
             assert order.path.socket in self.open | {0, 1}
 
     def knocks(self, *rungs: Rung) -> list[tuple[float, Knock]]:
@@ -63,7 +63,7 @@ class Runner:
         ]
 
     def events(self) -> list[RungStarted]:
-        return list(iter(self.ladder.next_event, None))
+        return [order for _, order in self.done if isinstance(order, RungStarted)]
 
 
 def make(*paths: Path, wall: float = 20.0, **settings: Any) -> Runner:

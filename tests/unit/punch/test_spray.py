@@ -33,7 +33,7 @@ class Runner:
 
     def run(self, until: float) -> list[tuple[float, Action]]:
         for _ in range(100_000):
-            at = self.rung.next_time()
+            at = self.rung.next_time
             if at is None or at > until:
                 return self.done
             self.now = max(self.now, at)
@@ -224,7 +224,7 @@ def test_late_timers_are_not_made_up_for_in_a_burst(late: float) -> None:
     runner.run(2.0)
     now = 2.0 + late
     count = 0
-    while (at := runner.rung.next_time()) is not None and at <= now:
+    while (at := runner.rung.next_time) is not None and at <= now:
         count += runner.call(now)
         assert count <= 2, "a burst"
 
@@ -233,7 +233,7 @@ def test_a_timer_that_is_always_late_keeps_to_the_pace() -> None:
     runner = make()
     now, times = 0.0, []
     while now < 10.0:
-        at = runner.rung.next_time()
+        at = runner.rung.next_time
         assert at is not None
         now = max(now, at + 0.004)  # the granularity of a slow kernel
         times += [now] * runner.call(now)
@@ -255,11 +255,11 @@ def test_it_waits_for_the_socket_it_asked_for() -> None:
     runner = make()
     (began, opened) = list(runner.rung.due(STARTS))
     assert isinstance(opened, OpenSocket)
-    assert runner.rung.next_time() is None
+    assert runner.rung.next_time is None
     assert list(runner.rung.due(10.0)) == []
     runner.rung.socket_opened(999, 1, 1.0)
     runner.rung.socket_failed(999, 1.0)
-    assert runner.rung.next_time() is None
+    assert runner.rung.next_time is None
     assert runner.rung.stop() == [opened.number]
     assert began == Began(Rung.SPRAY)
 
@@ -278,9 +278,9 @@ def test_when_all_ports_were_tried_there_is_nothing_left_to_try() -> None:
 def test_who_calls_without_need_gets_nothing() -> None:
     runner = make()
     runner.run(70.0)  # probes are rare by now, and no series is being made
-    runner.rung._next = 70.0
+    runner.rung.next_time = 70.0
     assert list(runner.rung.due(70.0)) == []
-    following = runner.rung.next_time()
+    following = runner.rung.next_time
     assert following is not None
     assert following > 70.0
 
@@ -290,7 +290,7 @@ def test_it_ends() -> None:
     runner.run(2.0)
     opened = [each.number for _, each in runner.done if isinstance(each, OpenSocket)]
     assert runner.rung.stop() == opened
-    assert runner.rung.next_time() is None
+    assert runner.rung.next_time is None
     assert list(runner.rung.due(3.0)) == []
     assert runner.rung.stop() == []
 
