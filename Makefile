@@ -18,7 +18,6 @@ demo:
 test:
 	@scripts/setup test
 	$(PYTHON_IN) scripts/test $(TESTS)
-	$(PYTHON_IN) scripts/coverage
 
 lint:
 	@scripts/setup lint
