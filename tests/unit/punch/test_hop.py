@@ -266,6 +266,10 @@ class TestOneSide:
         side = make(20.0)
         side.run(110.0)
         assert sorted(side.rung.stop()) == sorted(side.sockets) == [2, 3]
+        # A socket that was asked for before comes, or does not, when nobody wants it any more.
+        side.rung.socket_opened(3, OURS, 100.0)
+        assert side.rung.next_time is None
+        side.rung.socket_failed(3, 100.0)
         assert side.rung.next_time is None
         assert list(side.rung.due(1000.0)) == []
         assert side.rung.stop() == []
