@@ -1,0 +1,459 @@
+"""Fuzzing of everything that reads a packet or a virtio header; needs nothing but the project.
+
+    python tests/fuzz/fuzz_packets.py --seconds 60 --seed 7
+    python tests/fuzz/fuzz_packets.py --replay join 002e0200...
+
+Inputs start as well-formed packets, frames of a TUN device and parts of super-packets, and are
+changed where it hurts: lengths, offsets, counts, kinds, order. What reaches something new joins the
+inputs to start from, as in `fuzz_messages.py`, and so does the contract: a value, or the one
+exception that is documented, and never anything else. Exit status 1 and the input in hexadecimal
+when that is broken; the same seed finds it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+import struct
+import sys
+import time
+import traceback
+from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from nat_traverse.errors import RemoteProtocolError
+from nat_traverse.tunnel.packets import (
+    SEALING,
+    TRAIN_BYTES,
+    TRAIN_DATAGRAMS,
+    Cutter,
+    Joiner,
+    couple,
+)
+from nat_traverse.wire import icmp, ip, virtio, vpn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+LARGEST = 300  # bytes of a plaintext: small, so that inputs are
+CORPUS = 2000  # starting points kept for each target
+LONGEST = 4096  # bytes of one input
+OWN, PEER = bytes([10, 77, 0, 1]), bytes([10, 77, 0, 2])
+OWN6, PEER6 = b"\xfd\x77" + bytes(13) + b"\1", b"\xfd\x77" + bytes(13) + b"\2"
+
+Features = set[str]
+
+
+# -- targets: each returns what the input reached, as words ---------------------------------------
+
+
+def header(data: bytes) -> Features:
+    """ip.parse and ip.end_of_headers: places inside of the packet, or RemoteProtocolError."""
+    try:
+        found = ip.parse(data)
+        assert ip.parse_headers(memoryview(data)) == found
+        assert found.transport_at <= found.length == len(data)
+        assert len(found.source) == len(found.destination) == (4 if found.version == 4 else 16)
+        end = ip.end_of_headers(data, found)
+    except RemoteProtocolError as error:
+        return {beginning(str(error))}
+    assert found.transport_at < end <= len(data)
+    assert not found.is_fragment
+    return {f"{found.version} {found.protocol} {found.transport_at} {end - found.transport_at}"}
+
+
+def answer(data: bytes) -> Features:
+    """icmp.too_big: None or a packet, which is itself never answered."""
+    version = data[0] >> 4 if data else 4
+    found = icmp.too_big(data, 1400, PEER6 if version == 6 else PEER)
+    if found is None:
+        return {"none"}
+    told = ip.parse(found)
+    assert told.destination == ip.parse(data).source
+    assert len(found) <= (icmp.LONGEST_IPV4 if told.version == 4 else icmp.LONGEST_IPV6)
+    assert icmp.too_big(found, 1400, told.source) is None
+    return {f"answer {told.version} {len(found) // 100}"}
+
+
+def terms(data: bytes) -> Features:
+    """vpn.decode_terms: a value that is written as it was read, or RemoteProtocolError."""
+    try:
+        found = vpn.decode_terms(data)
+    except RemoteProtocolError as error:
+        return {beginning(str(error))}
+    assert data.startswith(vpn.encode_terms(found))
+    return {f"{len(found.addresses)} {min(len(found.announced), 5)}"}
+
+
+def cut(data: bytes) -> Features:
+    """Cutter: any frame; what it cuts fits, and the Joiner takes all parts and makes one again."""
+    reported: list[int] = []
+    cutter = Cutter(LARGEST, lambda packet, _: reported.append(len(packet)))
+    trains = couple(cutter.cut(memoryview(data)))
+    assert len(reported) == cutter.too_large
+    assert bool(trains) + cutter.too_large + cutter.unusable == 1
+    for train in trains:
+        sizes = [len(plaintext) for plaintext in train]
+        assert 1 <= len(train) <= TRAIN_DATAGRAMS
+        assert max(sizes) == sizes[0] <= LARGEST
+        assert set(sizes[:-1]) <= {sizes[0]}
+        assert sum(sizes) + len(sizes) * SEALING <= TRAIN_BYTES
+    if not trains:
+        return {f"{cutter.too_large} {cutter.unusable}"}
+    plaintexts = [plaintext for train in trains for plaintext in train]
+    kind = plaintexts[0][0]
+    joiner = Joiner(lambda _source, _destination: True)
+    written = joiner.join(plaintexts)
+    if kind == vpn.WHOLE:
+        return {f"whole {bool(joiner.dropped)}"}
+    assert not joiner.dropped
+    (buffers,) = written
+    check_frame(buffers)
+    packet, original = b"".join(buffers)[virtio.SIZE :], data[virtio.SIZE :]
+    assert len(packet) == len(original)
+    end = ip.end_of_headers(packet, ip.parse(packet))
+    assert packet[end:] == original[end:]
+    return {f"{kind} {min(len(plaintexts), 70)} {packet[0]} {end}"}
+
+
+def join(data: bytes) -> Features:
+    """Joiner: any plaintexts; each is written or counted, from the peer, and in order."""
+    joiner = Joiner(admits, joins_udp=bool(data) and data[0] < 0x80)
+    plaintexts = split(data[1:])
+    written = joiner.join(plaintexts)
+    count = joiner.dropped.total()
+    chunks = []
+    for buffers in written:
+        check_frame(buffers)
+        count += len(buffers) - 1
+        chunks += [bytes(buffer) for buffer in buffers[1:]]
+    assert count == sum(1 for plaintext in plaintexts if plaintext)
+    rest = iter(plaintexts)
+    assert all(any(plaintext.endswith(chunk) for plaintext in rest) for chunk in chunks)
+    longest = max((len(buffers) for buffers in written), default=0)
+    return {*joiner.dropped, f"written {min(len(written), 5)} {min(longest, 9)}"}
+
+
+def admits(source: bytes, _destination: bytes) -> bool:
+    """Tell whether the peer may send from there."""
+    return source in {PEER, PEER6}
+
+
+def check_frame(buffers: Sequence[ip.Buffer]) -> None:
+    """Check what a kernel would look at before it takes a frame."""
+    frame = b"".join(buffers)
+    offload, packet = virtio.decode(frame), frame[virtio.SIZE :]
+    found = ip.parse(packet)
+    if not offload.flags:
+        assert offload == virtio.Offload()
+        return
+    end = ip.end_of_headers(packet, found)
+    assert offload.flags == virtio.NEEDS_CHECKSUM
+    assert offload.header_length == end
+    assert offload.checksum_start == found.transport_at
+    assert offload.checksum_offset == (16 if found.protocol == ip.TCP else 6)
+    kind = offload.gso_type & ~virtio.GSO_ECN
+    if kind == virtio.GSO_NONE:
+        assert offload.gso_size == 0
+        return
+    tcp = virtio.GSO_TCPV4 if found.version == 4 else virtio.GSO_TCPV6
+    assert kind == (tcp if found.protocol == ip.TCP else virtio.GSO_UDP)
+    assert 0 < offload.gso_size < len(packet) - end
+    assert found.version == 6 or ip.checksum(packet[: found.transport_at]) == 0
+
+
+def beginning(text: str) -> str:
+    """Return a complaint as far as it does not quote its occasion."""
+    return re.split(r"[\d'\":]", text, maxsplit=1)[0]
+
+
+# -- what to start from ---------------------------------------------------------------------------
+
+
+def packet_of(version: int, protocol: int, size: int, extensions: bytes = b"") -> bytes:
+    """Return a packet from the peer with `size` bytes of payload; its sums are not right."""
+    if protocol == ip.TCP:
+        transport = struct.pack("!HHIIBBHHH", 1, 2, 0xFFFFFF00, 4, 8 << 4, 0x99, 5, 6, 0)
+        transport += bytes(12)
+    else:
+        transport = struct.pack("!HHHH", 1, 2, 8 + size, 0)
+    payload = transport + bytes(index & 0xFF for index in range(size))
+    if version == 4:
+        length = 20 + len(extensions) + len(payload)
+        first = 0x45 + len(extensions) // 4
+        head = struct.pack(
+            "!BBHHHBBH4s4s", first, 0, length, 0xFFFE, 0x4000, 64, protocol, 0, PEER, OWN
+        )
+        return head + extensions + payload
+    following = extensions[0] if extensions else protocol
+    chain = bytes([protocol]) + extensions[1:] if extensions else b""
+    length = len(chain) + len(payload)
+    return struct.pack("!IHBB16s16s", 6 << 28, length, following, 64, PEER6, OWN6) + chain + payload
+
+
+def packets() -> list[bytes]:
+    """Return packets of every kind."""
+    fragment = bytes([44, 0, 0, 1]) + bytes(4)
+    options = bytes([60]) + bytes(7)
+    return [
+        packet_of(version, protocol, size, extensions)
+        for version, choices in ((4, (b"", bytes(8))), (6, (b"", options, fragment)))
+        for protocol in (ip.TCP, ip.UDP, ip.ICMP, ip.ICMPV6, 50)
+        for size in (0, 3, 700)
+        for extensions in choices
+    ]
+
+
+def frames() -> list[bytes]:
+    """Return frames as they are read from a device."""
+    found = [virtio.PLAIN + packet for packet in packets()]
+    for packet in packets():
+        fields = ip.parse(packet)
+        start, offset = fields.transport_at, ip.CHECKSUM_AT.get(fields.protocol, 2)
+        tcp = virtio.GSO_TCPV4 if fields.version == 4 else virtio.GSO_TCPV6
+        kind = tcp if fields.protocol == ip.TCP else virtio.GSO_UDP
+        for gso_type, size in ((0, 0), (kind, 100), (kind | virtio.GSO_ECN, 7), (kind, 500)):
+            offload = virtio.Offload(1, gso_type, start + 20, size, start, offset)
+            found.append(virtio.encode(offload) + packet)
+    return found
+
+
+def sequences(chance: random.Random) -> list[bytes]:
+    """Return plaintexts as they may arrive: whole trains, some of them with gaps."""
+    cutter = Cutter(LARGEST)
+    trains = [train for frame in frames() for train in cutter.cut(memoryview(frame))]
+    found = []
+    for _ in range(300):
+        plaintexts = [part for train in chance.sample(trains, 3) for part in train[:6]]
+        kept = [part for part in plaintexts if chance.random() < 0.9]
+        found.append(bytes([chance.choice((0, 0, 0x80))]) + unite(kept))
+    return found
+
+
+TERMS = (
+    bytes.fromhex("055802000304180a4d00010640fd7700000000000000000000000000010418c0a80704000621")
+    + bytes.fromhex("20010db800"),
+    bytes(5),
+)
+
+
+def unite(plaintexts: Sequence[bytes]) -> bytes:
+    """Write plaintexts down, each behind its length."""
+    return b"".join(len(each).to_bytes(2, "big") + each for each in plaintexts)
+
+
+def split(data: bytes) -> list[bytes]:
+    """Read plaintexts from any bytes at all."""
+    found, at = [], 0
+    while at + 2 <= len(data):
+        length = int.from_bytes(data[at : at + 2], "big")
+        found.append(data[at + 2 : at + 2 + length])
+        at += 2 + length
+    return found
+
+
+# -- mutation -------------------------------------------------------------------------------------
+
+_BYTES = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    17,
+    43,
+    44,
+    51,
+    58,
+    60,
+    0x0F,
+    0x40,
+    0x45,
+    0x4F,
+    0x60,
+    0x7F,
+    0x80,
+    0xFF,
+)
+_HEADERS = 80  # bytes within which nearly all that matters is
+
+
+class Mutator:
+    """Makes new inputs of old ones, by chance, and mostly near the beginning."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+
+    def mutate(self, data: bytes, other: bytes) -> bytes:
+        """Return `data` after one to four changes; `other` is there to splice with."""
+        for _ in range(self.chance.choice((1, 1, 1, 2, 2, 3, 4))):
+            data = self.change(data, other)
+        return data[:LONGEST]
+
+    def mutate_sequence(self, data: bytes, other: bytes) -> bytes:
+        """Change one plaintext, or the order of all."""
+        chance = self.chance
+        ours, theirs = split(data[1:]), split(other[1:])
+        if not ours or chance.random() < 0.05:
+            return self.mutate(data, other)
+        at = chance.randrange(len(ours))
+        match chance.randrange(7):
+            case 0:
+                del ours[at]
+            case 1:
+                ours.insert(chance.randrange(len(ours)), ours[at])
+            case 2:
+                ours[at:] = theirs[: chance.randint(0, 6)]
+            case 3:
+                ours[at], ours[0] = ours[0], ours[at]
+            case _:
+                ours[at] = self.mutate(ours[at], theirs[0] if theirs else b"")
+        return data[:1] + unite(ours[:40])
+
+    def change(self, data: bytes, other: bytes) -> bytes:
+        """Make one change."""
+        chance = self.chance
+        at = chance.randint(0, min(len(data), _HEADERS) if chance.random() < 0.9 else len(data))
+        match chance.randrange(8):
+            case 0:  # turn a bit
+                new = bytes([data[at] ^ 1 << chance.randrange(8)]) if at < len(data) else b"\0"
+            case 1 | 2:  # a byte that may mean something
+                new = bytes([chance.choice(_BYTES)])
+            case 3:  # a number that is near what is there
+                old = int.from_bytes(data[at : at + 2], "big")
+                near = old + chance.choice((-1, 1, -20, 20, 40, 0x100, -0x100))
+                new = (near & 0xFFFF).to_bytes(2, "big")
+            case 4:  # the length that the packet has
+                length = len(data) - chance.choice((0, 0, 1, 5, 10, 40, 45, 50))
+                new = (length & 0xFFFF).to_bytes(2, "big")
+            case 5:  # put some bytes in
+                return data[:at] + chance.randbytes(chance.randint(1, 20)) + data[at:]
+            case 6:  # take some out
+                return data[:at] + data[at + chance.randint(1, 20) :]
+            case _:  # go on with another input, or end
+                return data[:at] + (other[at:] if chance.random() < 0.7 else b"")
+        return data[:at] + new + data[at + len(new) :]
+
+
+# -- running --------------------------------------------------------------------------------------
+
+TARGET_FUNCTIONS: dict[str, Callable[[bytes], Features]] = {
+    "header": header,
+    "answer": answer,
+    "terms": terms,
+    "cut": cut,
+    "join": join,
+}
+SEQUENCES = frozenset({"join"})
+
+
+class Failure(NamedTuple):
+    """An input that broke the contract."""
+
+    target: str
+    data: bytes
+    error: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.error}\nreproduce: python tests/fuzz/fuzz_packets.py"
+            f" --replay {self.target} {self.data.hex()}\n"
+        )
+
+
+class Campaign:
+    """One run over some targets, all in turn."""
+
+    def __init__(self, seed: int, targets: Sequence[str]) -> None:
+        self.chance = random.Random(seed)
+        self.mutator = Mutator(self.chance)
+        self.targets = targets
+        starts = {
+            "header": packets(),
+            "answer": packets(),
+            "terms": list(TERMS),
+            "cut": frames(),
+            "join": sequences(self.chance),
+        }
+        self.corpus = {name: starts[name] for name in targets}
+        self.seen: dict[str, Features] = {name: set() for name in targets}
+        self.inputs: Counter[str] = Counter()
+
+    def run(self, seconds: float) -> Failure | None:
+        """Go on for `seconds`; return the first failure, or None."""
+        for name in self.targets:
+            for data in list(self.corpus[name]):
+                failure = self.attempt(name, data)
+                if failure is not None:
+                    return failure
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for name in self.targets:
+                failure = self.attempt(name, self.next_input(name))
+                if failure is not None:
+                    return failure
+        return None
+
+    def next_input(self, name: str) -> bytes:
+        """Return something new to try."""
+        corpus = self.corpus[name]
+        data, other = self.chance.choice(corpus), self.chance.choice(corpus)
+        if name in SEQUENCES:
+            return self.mutator.mutate_sequence(data, other)
+        return self.mutator.mutate(data, other)
+
+    def attempt(self, name: str, data: bytes) -> Failure | None:
+        """Run one input; keep it if it reached something new."""
+        self.inputs[name] += 1
+        try:
+            reached = TARGET_FUNCTIONS[name](data)
+        except Exception:  # noqa: BLE001 (whatever it is, it is what we are looking for)
+            return Failure(name, data, traceback.format_exc())
+        if reached - self.seen[name]:
+            self.seen[name] |= reached
+            corpus = self.corpus[name]
+            if len(corpus) < CORPUS:
+                corpus.append(data)
+        return None
+
+    def report(self) -> str:
+        """Return a table of what was done."""
+        lines = [f"{'target':<14}{'inputs':>10}{'outcomes':>10}{'corpus':>10}"]
+        lines += [
+            f"{name:<14}{self.inputs[name]:>10,}{len(self.seen[name]):>10}"
+            f"{len(self.corpus[name]):>10}"
+            for name in self.targets
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    parser.add_argument("--target", choices=TARGET_FUNCTIONS, action="append")
+    parser.add_argument("--replay", nargs=2, metavar=("TARGET", "HEX"))
+    options = parser.parse_args(arguments)
+    if options.replay:
+        name, text = options.replay
+        sys.stdout.write(f"{sorted(TARGET_FUNCTIONS[name](bytes.fromhex(text)))}\n")
+        return 0
+    sys.stdout.write(f"seed {options.seed}\n")
+    campaign = Campaign(options.seed, options.target or list(TARGET_FUNCTIONS))
+    failure = None
+    with suppress(KeyboardInterrupt):
+        failure = campaign.run(options.seconds)
+    sys.stdout.write(campaign.report())
+    if failure is not None:
+        sys.stdout.write(f"FAILED\n{failure}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
