@@ -1,4 +1,4 @@
-"""The fuzz target, for ten seconds and with another seed each time; and that it can find things."""
+"""The fuzz targets, for five seconds and with another seed each time; and that they find things."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fuzz import fuzz_messages
+from fuzz import fuzz_messages, fuzz_packets, fuzz_sealed
 from nat_traverse.errors import RemoteProtocolError
 from nat_traverse.wire import hello as wire
 
-SCRIPT = Path(__file__).with_name("fuzz_messages.py")
+CAMPAIGNS = (fuzz_messages, fuzz_packets, fuzz_sealed)
+SCRIPTS = tuple(Path(each.__file__) for each in CAMPAIGNS)
 
 
-def test_ten_seconds_of_fuzzing() -> None:
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_five_seconds_of_fuzzing(script: Path) -> None:
     seed = random.SystemRandom().randrange(2**32)
     run = subprocess.run(
-        [sys.executable, SCRIPT, "--seconds", "10", "--seed", str(seed)],
+        [sys.executable, script, "--seconds", "5", "--seed", str(seed)],
         capture_output=True,
         text=True,
         check=False,
@@ -30,10 +33,11 @@ def test_ten_seconds_of_fuzzing() -> None:
     assert f"seed {seed}" in run.stdout
 
 
-def test_a_seed_repeats_the_run() -> None:
+@pytest.mark.parametrize("fuzz", CAMPAIGNS, ids=lambda fuzz: fuzz.__name__)
+def test_a_seed_repeats_the_run(fuzz: Any) -> None:
     inputs = []
     for _ in range(2):
-        campaign = fuzz_messages.Campaign(7, list(fuzz_messages.TARGET_FUNCTIONS))
+        campaign = fuzz.Campaign(7, list(fuzz.TARGET_FUNCTIONS))
         inputs.append([campaign.next_input(name) for name in campaign.targets for _ in range(50)])
     assert inputs[0] == inputs[1]
 

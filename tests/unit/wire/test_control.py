@@ -39,6 +39,11 @@ TYPES = {
     "CREDIT": 0x10,
     "DONE": 0x11,
     "BYE": 0x12,
+    "KEY_OFFER": 0x20,
+    "KEY_ANSWER": 0x21,
+    "KEY_CONFIRM": 0x22,
+    "KEY_WANTED": 0x23,
+    "NETWORK": 0x24,
 }
 
 frames = st.tuples(st.integers(0, 255), st.binary(max_size=LONGEST))
