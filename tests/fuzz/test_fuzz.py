@@ -15,7 +15,9 @@ from nat_traverse.errors import RemoteProtocolError
 from nat_traverse.wire import hello as wire
 
 CAMPAIGNS = (fuzz_messages, fuzz_packets, fuzz_sealed)
-SCRIPTS = tuple(Path(each.__file__) for each in CAMPAIGNS)
+SCRIPTS = tuple(
+    Path(__file__).with_name(f"{each.__name__.rpartition('.')[2]}.py") for each in CAMPAIGNS
+)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
