@@ -11,6 +11,9 @@
      ├── PeerGoneError         the errno: 104 ended early, 110 fell silent, 111 refuses
      ├── LocalNetworkError     the errno: 22 unknown host, 98 in use, 101 no route, 13 not permitted
      ├── OutputError           the errno of the failed write: 28 disk full
+     ├── DeviceError           1    a network device could not be made or set up
+     │    └── DeniedError      13   the right for that, or to become another user, is missing
+     ├── NotAgreedError        9    both want a VPN, and not the same one: addresses, networks
      ├── LabError              1    the demo's network could not be built (in `lab.namespace`)
      └── ProtocolError
           ├── RemoteProtocolError  the peer (or a stranger) sent something that is no message
@@ -28,6 +31,13 @@ EXIT_NO_PATH = 4  # what 0.7 returned for its timeout
 EXIT_DATA_LOST = errno.EIO  # 5 on every platform we run on
 # 6 is ENXIO, "no such device or address", which no call on a UDP socket ends with.
 EXIT_OTHER_PORTS = errno.ENXIO
+# 9 is EBADF, "bad file descriptor", which no call on a socket of ours ends with.
+EXIT_NOT_AGREED = errno.EBADF
+
+
+def shown(text: str) -> str:
+    """Return `text` so that a terminal can be given it: what a peer sends may be anything."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 class NatTraverseError(Exception):
@@ -79,6 +89,22 @@ class PeerGoneError(ErrnoError):
 
 class OutputError(ErrnoError):
     """What the peer sent could not be written: the disk is full, the device is gone."""
+
+
+class DeviceError(NatTraverseError):
+    """A network device, an address or a route could not be had from this host."""
+
+
+class DeniedError(DeviceError):
+    """The right to do something is missing: to the network, or to run as another user."""
+
+    exit_code = errno.EACCES
+
+
+class NotAgreedError(NatTraverseError):
+    """Both sides want a VPN, and their addresses or networks do not fit together."""
+
+    exit_code = EXIT_NOT_AGREED
 
 
 class ProtocolError(NatTraverseError):

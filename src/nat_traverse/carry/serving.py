@@ -9,10 +9,10 @@ from nat_traverse.carry.binding import bind
 from nat_traverse.carry.calling import Connection, StreamForward
 from nat_traverse.carry.dialing import dial, refusal
 from nat_traverse.carry.splice import Splice, Waiting
-from nat_traverse.carry.streams import FirstLine, Forwarded, Listening, shown
+from nat_traverse.carry.streams import FirstLine, Forwarded, Listening
 from nat_traverse.carry.udp_flow import UdpTarget
 from nat_traverse.carry.udp_forward import UdpForward
-from nat_traverse.errors import LocalNetworkError, RemoteProtocolError
+from nat_traverse.errors import LocalNetworkError, RemoteProtocolError, shown
 from nat_traverse.wire.request import (
     Accepted,
     Address,

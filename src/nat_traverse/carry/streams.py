@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nat_traverse.errors import NatTraverseError
+from nat_traverse.errors import NatTraverseError, shown
 from nat_traverse.wire.request import Refused, Word, split_line
 
 if TYPE_CHECKING:
@@ -194,11 +194,6 @@ class FirstLine:
             return None
         line, self.rest = split
         return line
-
-
-def shown(text: str) -> str:
-    """Return `text` so that a terminal can be given it: what a peer sends may be anything."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def reset(transport: Duplex) -> None:

@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from nat_traverse.carry.streams import FirstLine, Traffic, explained, reset, shown
-from nat_traverse.errors import RemoteProtocolError
+from nat_traverse.carry.streams import FirstLine, Traffic, explained, reset
+from nat_traverse.errors import RemoteProtocolError, shown
 from support.forwards import run
 
 
