@@ -6,14 +6,21 @@ import asyncio
 import errno
 from collections import deque
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from nat_traverse.errors import NatTraverseError, PeerGoneError
+from nat_traverse.errors import (
+    LocalNetworkError,
+    NatTraverseError,
+    NotAgreedError,
+    PeerGoneError,
+    shown,
+)
 from nat_traverse.link.stream import Stream
 from nat_traverse.model import ErrorKind, Path
 from nat_traverse.net import shutter
 from nat_traverse.net.address import endpoint_from, sockaddr
 from nat_traverse.net.offload import MAX_DATAGRAM, burst_size
+from nat_traverse.net.route import source_for
 from nat_traverse.punch.machine import CloseSocket, OpenSocket, Send
 from nat_traverse.tunnel import engine as quic
 from nat_traverse.tunnel.events import (
@@ -22,6 +29,7 @@ from nat_traverse.tunnel.events import (
     Ended,
     Event,
     FlowDatagram,
+    FrameReceived,
     NotEstablished,
     NotProven,
     PathChanged,
@@ -33,12 +41,14 @@ from nat_traverse.tunnel.events import (
 )
 from nat_traverse.tunnel.refusals import MalformedProofError
 from nat_traverse.tunnel.secure import NO_STREAM, SecureTunnel
+from nat_traverse.wire.sealed import FIRST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nat_traverse.model import Endpoint
+    from nat_traverse.model import Endpoint, NetworkError
     from nat_traverse.net.address import SocketAddress
+    from nat_traverse.net.offload import Arrived
     from nat_traverse.net.udp import UdpSocket
     from nat_traverse.punch.machine import Connected
     from nat_traverse.session import Hole
@@ -54,14 +64,44 @@ _OTHERS = 5.0
 # With more from strangers than the tunnel looks at, the kernel lets in nothing of theirs for this
 # long (s). A peer that was started again, or has moved, is noticed that much later at most.
 _SHUT = 0.5
+# How often this host's own address is looked at (s): 20 microseconds' work.
+_LOOK = 1.0
 # Events from which on datagrams are lost that come before the owner is ready for them. Events of
 # streams are bounded by their credit.
 _HELD = 256
 _STRAY = 64
+# Bytes of the smallest path that is believed in.
+_SMALLEST_MTU = 576
 
 
 class NoAnswerError(NatTraverseError):
     """A path was found, and no encrypted channel came about on it."""
+
+
+class SealedUser(Protocol):
+    """Who sends and takes sealed datagrams (`wire.sealed`) beside QUIC's packets."""
+
+    @property
+    def names(self) -> Sequence[bytes]:
+        """By which indices the peer's datagrams are known at present."""
+
+    def sealed_received(self, runs: Sequence[tuple[bytes, int]], now: float) -> int:
+        """Take runs of datagrams, each with the size of those in it; the last may be shorter.
+
+        Returns how many of the datagrams proved to be the peer's.
+        """
+
+    def frame_received(self, kind: int, value: bytes) -> None:
+        """Take a control frame that is not the tunnel's own."""
+
+    def sealed_writable(self) -> None:
+        """Send on: what `send_sealed` had no room for may have it now."""
+
+    def path_changed(self) -> None:
+        """Learn that the peer, or this host, is somewhere else now."""
+
+    def path_narrowed(self, datagram_size: int) -> None:
+        """Learn that the path takes datagrams of so many bytes at most."""
 
 
 class Link:
@@ -104,7 +144,11 @@ class Link:
         self._waking: asyncio.Handle | None = None
         self._closing_others: asyncio.TimerHandle | None = None
         self._shutter: asyncio.TimerHandle | None = None  # opens it again
+        self._looking: asyncio.TimerHandle | None = None  # at this host's own address
+        self._source: str | None = None
         self._running = False
+        self._sealed_user: SealedUser | None = None
+        self._sealed_waits = False  # for room in the socket
         self.ending: Event | None = None  # what ended the tunnel, if it was not this side
         # Whoever does not ask how it ended is not to be told by a warning.
         self.proven.add_done_callback(_retrieve)
@@ -148,6 +192,7 @@ class Link:
             self.loop.add_reader(sock.fileno(), self._guarded, self._read, number)
         if len(self._sockets) > 1:
             self._closing_others = self.loop.call_later(_OTHERS, self._close_others)
+        self._look()
         for data in self._hole.connected.early_data:
             self.tunnel.receive(data, self.tunnel.path, self.loop.time())
         self._guarded(self._settle)
@@ -173,6 +218,37 @@ class Link:
         """Send an unreliable datagram that belongs to no stream; ValueError if it is too large."""
         self.tunnel.send_datagram(NO_STREAM, data)
         self.wake()
+
+    @property
+    def sealed_user(self) -> SealedUser | None:
+        """Who has the sealed datagrams. Those that come before there is somebody are lost."""
+        return self._sealed_user
+
+    @sealed_user.setter
+    def sealed_user(self, user: SealedUser | None) -> None:
+        self._sealed_user = user
+        self._is_ready = True
+        self.wake()
+
+    def send_sealed(self, run: bytes | memoryview, size: int) -> int:
+        """Send sealed datagrams of `size` bytes, the last perhaps shorter, in one piece.
+
+        Returns how many bytes were taken, always whole datagrams. If not all were, the user's
+        `sealed_writable` is called when there is room for the rest.
+        """
+        sock = self._sockets.get(self.tunnel.path.socket)
+        if sock is None or not self._running:
+            return len(run)  # lost, as on a wire that is unplugged
+        accepted = 0
+        if self._blocked is None:
+            accepted = sock.send_segments([run], size, sockaddr(self.peer, sock.family))
+            if accepted < len(run):
+                narrow = self._take_narrowing(sock, size)
+                if narrow:
+                    return len(run)
+                self._block(sock)
+        self._sealed_waits = accepted < len(run)
+        return accepted
 
     async def drain(self) -> None:
         """Wait until the peer has consumed, to its end, every stream that was ended here.
@@ -245,7 +321,7 @@ class Link:
         sock = self._sockets[number]
         now = self.loop.time()
         for remote, error, _ in sock.receive_errors():
-            self.tunnel.receive_error(error, Path(number, remote), now)
+            self._take_error(error, Path(number, remote), now)
         self._receive(number, sock, now)
         if self._shutter is None and self.tunnel.is_flooded(now):
             self._close_shutter()
@@ -253,9 +329,12 @@ class Link:
 
     def _receive(self, number: int, sock: UdpSocket, now: float) -> None:
         """Take what has arrived: runs one by one, and what came singly all at once."""
+        arrived = sock.receive_many(self._incoming, _OCTETS)
+        if self._sealed_user is not None:
+            arrived = self._take_sealed(self._sealed_user, arrived, number, now)
         singles: list[bytes] = []
         path, spelled = self.tunnel.path, None  # how the kernel spells its remote address
-        for data, size, address in sock.receive_many(self._incoming, _OCTETS):
+        for data, size, address in arrived:
             if len(data) <= size and (address == spelled or self._path(number, address) == path):
                 spelled = address
                 singles.append(data)
@@ -269,12 +348,93 @@ class Link:
         if singles:
             self.tunnel.receive_many(singles, now)
 
+    def _take_sealed(
+        self, user: SealedUser, arrived: list[Arrived], number: int, now: float
+    ) -> list[Arrived]:
+        """Hand the sealed datagrams to their user, all at once, and return the others."""
+        others: list[Arrived] = []
+        runs: list[tuple[bytes, int]] = []
+        sender: SocketAddress | None = None
+        for each in arrived:
+            data, size, address = each
+            found = data[::size].count(FIRST)
+            if not found:
+                others.append(each)
+                continue
+            if found < -(-len(data) // size):
+                # Both kinds in one run, since their sizes happen to be the same.
+                mine, theirs = _sorted_out(each)
+                others += theirs
+                data = b"".join(mine)
+                if len(mine) > 1 and len(data) % size:
+                    runs.append((mine.pop(), size))  # the last one, which is shorter
+                    data = b"".join(mine)
+            if address != sender:
+                self._hand_over(user, runs, sender, number, now)
+                runs, sender = [], address
+            runs.append((data, size))
+        self._hand_over(user, runs, sender, number, now)
+        return others
+
+    def _hand_over(
+        self,
+        user: SealedUser,
+        runs: list[tuple[bytes, int]],
+        sender: SocketAddress | None,
+        number: int,
+        now: float,
+    ) -> None:
+        """Hand runs of one sender to their user, and see whose they were."""
+        if not runs or sender is None:
+            return
+        path = self._path(number, sender)
+        datagrams = sum(-(-len(data) // size) for data, size in runs)
+        genuine = user.sealed_received(runs, now)
+        if genuine:
+            self.tunnel.note_peer(path, sum(len(data) for data, _ in runs), now)
+        if genuine < datagrams:
+            self.tunnel.note_strangers(datagrams - genuine, now)
+
+    def _take_error(self, error: NetworkError, path: Path, now: float) -> None:
+        """Take what the network, or this host, says of something that was sent."""
+        self.tunnel.receive_error(error, path, now)
+        if error.kind is ErrorKind.TOO_BIG and self._sealed_user is not None:
+            # Anybody can send such a message; one that names a size below what every network has
+            # to carry (RFC 8200, section 5, and what is usual for RFC 791) is not believed.
+            size = error.mtu - path.remote.headers
+            if path == self.tunnel.path and error.mtu >= _SMALLEST_MTU:
+                self._sealed_user.path_narrowed(size)
+
+    def _take_narrowing(self, sock: UdpSocket, size: int) -> bool:
+        """Tell whether datagrams of `size` bytes have become too large for the path."""
+        narrowed, now = False, self.loop.time()
+        for remote, error, _ in sock.receive_errors():
+            self._take_error(error, Path(self.tunnel.path.socket, remote), now)
+            mtu = error.mtu or size + remote.headers - 1
+            narrowed |= error.kind is ErrorKind.TOO_BIG and mtu - remote.headers < size
+        return narrowed
+
     def _close_shutter(self) -> None:
         """Leave a flood to the kernel for a while; it throws away what is not the peer's."""
-        filter_ = shutter.program(*self.tunnel.names)
+        indices = () if self._sealed_user is None else self._sealed_user.names
+        filter_ = shutter.program(*self.tunnel.names, indices)
         for sock in self._sockets.values():
             sock.close_shutter(filter_)
         self._shutter = self.loop.call_later(_SHUT, self._open_shutter)
+
+    def _look(self) -> None:
+        """See whether this host still has the address that it had towards the peer."""
+        self._looking = self.loop.call_later(_LOOK, self._guarded, self._look)
+        try:
+            source = source_for(self.peer).host
+        except LocalNetworkError:
+            return  # there is no network; the next one shows whether the address is another
+        if self._source not in (None, source):
+            self.tunnel.note_own_move(self.loop.time())
+            if self._sealed_user is not None:
+                self._sealed_user.path_changed()
+            self.wake()
+        self._source = source
 
     def _open_shutter(self) -> None:
         if self._shutter is not None:
@@ -401,20 +561,26 @@ class Link:
     def _wait_for_room(self, sock: UdpSocket) -> None:
         """Go on when the socket is writable; what the path is too narrow for is dropped."""
         for remote, error, _ in sock.receive_errors():
-            path = Path(self.tunnel.path.socket, remote)
-            self.tunnel.receive_error(error, path, self.loop.time())
+            self._take_error(error, Path(self.tunnel.path.socket, remote), self.loop.time())
             if error.kind is ErrorKind.TOO_BIG and self._unsent:
                 # A path that has become narrower. Unknown sizes are those of this very datagram.
                 most = error.mtu - remote.headers if error.mtu else len(self._unsent[0]) - 1
                 if len(self._unsent[0]) > most:
                     self._unsent.popleft()  # repeated by the engine, or lost as on any wire
+        self._block(sock)
+
+    def _block(self, sock: UdpSocket) -> None:
+        """Send nothing more until the socket has room."""
         self._blocked = sock
         self.loop.add_writer(sock.fileno(), self._guarded, self._unblock, sock)
 
     def _unblock(self, sock: UdpSocket) -> None:
         self._blocked = None
         self.loop.remove_writer(sock.fileno())
-        self._settle()
+        self._settle()  # first: the engine's few packets keep the tunnel alive
+        if self._sealed_waits and self._sealed_user is not None and self._running:
+            self._sealed_waits = False
+            self._sealed_user.sealed_writable()
 
     # -- events -------------------------------------------------------------------------------
 
@@ -439,13 +605,15 @@ class Link:
                 return number in self._held_streams
             case FlowDatagram(number):
                 return number not in self._streams and len(self._held) < _HELD
+            case FrameReceived():
+                return len(self._held) < _HELD
         return False
 
     def _act(self, event: Event) -> None:
         """Do what an event asks for."""
         match event:
-            case FlowDatagram(number, data):
-                self._receive_datagram(number, data)
+            case FlowDatagram() | FrameReceived() | PathChanged():
+                self._act_beside_streams(event)
             case quic.StreamData(number, data, fin):
                 stream = self._streams.get(number)
                 if stream is not None:
@@ -460,12 +628,22 @@ class Link:
                 self._tell(event)
                 if not self.proven.done():
                     self.proven.set_result(outcome)
-            case PathChanged():
-                self._tell(event)
             case _:
                 self._tell(event)
                 self.ending = event
                 self._end(_failure(event))
+
+    def _act_beside_streams(self, event: FlowDatagram | FrameReceived | PathChanged) -> None:
+        user = self._sealed_user
+        match event:
+            case FlowDatagram(number, data):
+                self._receive_datagram(number, data)
+            case FrameReceived(kind, value) if user is not None:
+                user.frame_received(kind, value)
+            case PathChanged():
+                self._tell(event)
+                if user is not None:
+                    user.path_changed()
 
     def _tell(self, event: Event) -> None:
         if self._observe is not None:
@@ -542,6 +720,7 @@ class Link:
         self._drained = self._timer = self._waking = self._closing_others = None
         self._blocked = None
         self._running = True
+        self._look()
         for number, sock in self._sockets.items():
             self.loop.add_reader(sock.fileno(), self._guarded, self._read, number)
         self._guarded(self._settle)
@@ -575,7 +754,7 @@ class Link:
                 if sock.fileno() >= 0:
                     self.loop.remove_reader(sock.fileno())
                     self.loop.remove_writer(sock.fileno())
-            for handle in (self._timer, self._waking, self._closing_others):
+            for handle in (self._timer, self._waking, self._closing_others, self._looking):
                 if handle is not None:
                     handle.cancel()
 
@@ -594,6 +773,19 @@ class Link:
                 self.loop.remove_writer(sock.fileno())
                 self._blocked = None
             sock.close()
+
+
+def _sorted_out(run: Arrived) -> tuple[list[bytes], list[Arrived]]:
+    """Return the sealed datagrams of a run, and the others, one by one."""
+    mine: list[bytes] = []
+    others: list[Arrived] = []
+    for at in range(0, len(run.data), run.segment_size):
+        data = run.data[at : at + run.segment_size]
+        if data[0] == FIRST:
+            mine.append(data)
+        else:
+            others.append(run._replace(data=data))
+    return mine, others
 
 
 def _next_train(datagrams: Sequence[bytes] | deque[bytes]) -> list[bytes]:
@@ -635,6 +827,8 @@ def _peer_closed(code: int, text: str) -> BaseException | None:
         return None
     if code == Closing.NOT_READING:
         return PeerGoneError("The other side stopped reading.", errno.ECONNRESET)
+    if code == Closing.NOT_AGREED:
+        return NotAgreedError(f"The other side says: {shown(text)}")
     if code == Closing.PROTOCOL:
         return PeerGoneError(
             f"The two sides do not understand each other ({text!r}): they may run different"
@@ -649,12 +843,13 @@ def _peer_closed(code: int, text: str) -> BaseException | None:
 
 def _vanished(number: int) -> PeerGoneError:
     texts = {
+        errno.ENETRESET: "This host has another address now, and the other side is out of reach.",
         errno.ECONNREFUSED: "The other side's port is closed: nat-traverse has ended there.",
         errno.ECONNRESET: "The other side was started again.",
     }
     text = texts.get(
         number,
-        "Nothing has come from the other side for 30 seconds: its host or its network is down, or"
+        "Nothing has come from the other side for too long: its host or its network is down, or"
         " a gateway has forgotten the path.",
     )
     return PeerGoneError(f"{text} Start both again.", number)

@@ -9,6 +9,7 @@ It lets in what begins with what only the peer knows, or somebody who can read w
 
     hellos and acks     the nonce of the peer's run
     packets of QUIC     short header, with the connection ID that the peer was given
+    sealed datagrams    with an index that the peer was told, if a VPN goes beside QUIC
 
 wherever it comes from, for the peer may move. Of a run of datagrams (UDP_GRO) the kernel shows the
 first one only; they are all from one sender.
@@ -23,9 +24,11 @@ from typing import TYPE_CHECKING, Final
 
 from nat_traverse.net import features
 from nat_traverse.wire.hello import MAGIC_PREFIX, NONCE_AT
+from nat_traverse.wire.sealed import INDEX_AT
+from nat_traverse.wire.sealed import PREFIX as SEALED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 # struct sock_filter: code, jump if true, jump if false, operand (linux/filter.h).
 _INSTRUCTION: Final = struct.Struct("=HBBI")
@@ -45,15 +48,21 @@ _LONG_HEADER: Final = 0x80  # bit of the first byte: a packet of QUIC's handshak
 _NAME_AT: Final = 1  # where the connection ID of a short header is
 
 
-def program(nonce: bytes, name: bytes) -> bytes:
-    """Return the filter that lets in messages with this nonce and packets with this name."""
+def program(nonce: bytes, name: bytes, indices: Sequence[bytes] = ()) -> bytes:
+    """Return the filter that lets in messages with this nonce and packets with this name.
+
+    And sealed datagrams with one of `indices`; there are few: those of keys that are in use.
+    """
     messages = list(_compare(_PAYLOAD + NONCE_AT, nonce))
     packets = list(_compare(_PAYLOAD + _NAME_AT, name))
+    sealed = list(_choose(_PAYLOAD + INDEX_AT, indices))
     instructions = [
         _INSTRUCTION.pack(_LOAD_WORD, 0, 0, _PAYLOAD),
-        # The packets' part follows the messages' part, whose last instruction returns.
+        # What follows each part is skipped, since its last instruction returns.
         _INSTRUCTION.pack(_JUMP_EQUAL, 0, len(messages), _number(MAGIC_PREFIX)),
         *messages,
+        _INSTRUCTION.pack(_JUMP_EQUAL, 0, len(sealed), _number(SEALED)),
+        *sealed,
         _INSTRUCTION.pack(_LOAD_BYTE, 0, 0, _PAYLOAD),
         _INSTRUCTION.pack(_JUMP_SET, len(packets) - 1, 0, _LONG_HEADER),
         *packets,
@@ -99,6 +108,16 @@ def _compare(at: int, wanted: bytes) -> Iterator[bytes]:
     yield _INSTRUCTION.pack(_JUMP_EQUAL, 0, 1, second)
     yield _INSTRUCTION.pack(_RETURN, 0, 0, _ALL)
     yield _INSTRUCTION.pack(_RETURN, 0, 0, _NONE)
+
+
+def _choose(at: int, wanted: Sequence[bytes]) -> Iterator[bytes]:
+    """Yield what lets in a packet that has one of these words of 4 bytes at this place."""
+    yield _INSTRUCTION.pack(_LOAD_WORD, 0, 0, at)
+    for number, word in enumerate(wanted):
+        # Over the comparisons that are left, and over the return that drops it.
+        yield _INSTRUCTION.pack(_JUMP_EQUAL, len(wanted) - number, 0, _number(word))
+    yield _INSTRUCTION.pack(_RETURN, 0, 0, _NONE)
+    yield _INSTRUCTION.pack(_RETURN, 0, 0, _ALL)
 
 
 def _number(word: bytes) -> int:

@@ -26,6 +26,7 @@ class Closing(IntEnum):
     NOT_READING = 1  # what takes the data there (a command, a pipe) has ended
     STOPPED = 2  # a signal, or an error on that side
     PROTOCOL = 3  # the other side broke the rules of this protocol
+    NOT_AGREED = 4  # the two sides' addresses and networks do not fit; the text says what
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,14 @@ class FlowDatagram:
 
 
 @dataclass(frozen=True, slots=True)
+class FrameReceived:
+    """Event: a control frame that is not about the tunnel itself, but for what it carries."""
+
+    kind: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class PathChanged:
     """Event: the peer is somewhere else now, and was followed."""
 
@@ -114,6 +123,7 @@ Event = (
     | CreditGrown
     | StreamDone
     | FlowDatagram
+    | FrameReceived
     | PathChanged
     | PeerClosed
     | PeerVanished

@@ -18,6 +18,10 @@ Beside QUIC, on the same path, the messages of the traversal go on: late nominat
 the peer is followed to another address (`follow`), and a hello of somebody with another nonce, from
 the peer's address, is taken for a sign that the peer was started again. As anybody can forge that,
 it only makes us ask the peer for a sign of life; without one the tunnel is over.
+
+There too go the sealed datagrams of a VPN (`keying`), past the engine: whoever carries them keeps
+their keys, agrees on them by control frames of its own, and tells of what has proven to be the
+peer's.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from nat_traverse.tunnel.events import (
     Ended,
     Event,
     FlowDatagram,
+    FrameReceived,
     NoSuchStreamError,
     NotEstablished,
     NotProven,
@@ -121,6 +126,9 @@ _TURN = 0.05
 # Datagrams between two looks at what congestion control allows: a train of them.
 _DATAGRAM_BURST = 64
 
+# Control frames from this number on are not the tunnel's own.
+_CARRIED = 0x20
+
 # Datagrams begin with the number of the stream that they belong to, in so many bytes.
 _FLOW_SIZE = 4
 # The number of those that belong to the tunnel as a whole; QUIC's streams never get that far.
@@ -164,6 +172,7 @@ class SecureTunnel:
         now: float,
         *,
         keepalive: float = KEEPALIVE,
+        consent: float = CONSENT,
     ) -> None:
         peer_nonce = handshake.peer_nonce
         if peer_nonce is None:
@@ -176,8 +185,10 @@ class SecureTunnel:
         self._engine = engine
         self._make_proof = make_proof
         self._proof: Proof | None = None
+        self._fingerprint = b""  # of the server's certificate
         self._follower = Follower(handshake.nonce, peer_nonce)
         self._keepalive = keepalive
+        self.consent = consent
         self._doubt = max(_DOUBT, _DOUBT_ROUND_TRIPS * (connected.round_trip or 0.0))
         self._start = self._heard = now
         self._doubted: int | None = None  # the errno that it will have been
@@ -207,6 +218,17 @@ class SecureTunnel:
         self._events: deque[Event] = deque()
         self._timers = {"establish": now + ESTABLISH}
         engine.start(now)
+
+    @property
+    def session(self) -> bytes:
+        """What is this connection's alone, the same on both sides; once it is established."""
+        nonces = (self._handshake.nonce, self._peer_nonce)
+        return b"".join(nonces if self.is_client else nonces[::-1]) + self._fingerprint
+
+    @property
+    def heard(self) -> float:
+        """When the peer has last given a sign of life, on the clock of `now`."""
+        return self._heard
 
     @property
     def undone(self) -> int:
@@ -263,6 +285,27 @@ class SecureTunnel:
             self._hear_elsewhere(path, len(run), now)
         self._engine.receive_run(run, size, now)
         self._read_engine(now)
+
+    def note_peer(self, path: Path, size: int, now: float) -> None:
+        """Take note of a datagram of `size` bytes, beside QUIC's, that has proven to be the peer's.
+
+        From elsewhere it makes us ask whether the peer has moved there.
+        """
+        self._hear_peer(now)
+        if path != self.path:
+            self._hear_elsewhere(path, size, now)
+
+    def note_own_move(self, now: float) -> None:
+        """Take note that this host has another address now: the old path may lead nowhere.
+
+        A peer that lets anybody in follows us, and all others have to be found again. Which of the
+        two it is shows within the time for a sign of life, and not only after `CONSENT`.
+        """
+        self._doubt_peer(errno.ENETRESET, now)
+
+    def note_strangers(self, datagrams: int, now: float) -> None:
+        """Count datagrams beside QUIC's that proved to be nobody's; they may be a flood."""
+        self._admits(datagrams, now)
 
     def receive_error(self, error: NetworkError, path: Path, now: float) -> None:
         """Take a refusal of something that was sent."""
@@ -404,6 +447,11 @@ class SecureTunnel:
             self._waiting_datagrams += 1
             self._engine.send_datagram(stream.to_bytes(_FLOW_SIZE, "big") + data)
 
+    def send_frame(self, kind: int, value: bytes) -> None:
+        """Send a control frame for what the tunnel carries; the peer gets a FrameReceived."""
+        if self.state is State.OPEN:
+            self._say(control.encode_frame(kind, value))
+
     def leave(self, now: float) -> None:
         """Say that this side has all it wants; the tunnel ends when the other side says so, too."""
         if self._said_bye or self.state is not State.OPEN:
@@ -454,10 +502,10 @@ class SecureTunnel:
                 self._end()
 
     def _check_consent(self, now: float) -> None:
-        if now - self._heard >= CONSENT:
+        if now - self._heard >= self.consent:
             self._finish(PeerVanished(errno.ETIMEDOUT))
         else:
-            self._timers["consent"] = self._heard + CONSENT
+            self._timers["consent"] = self._heard + self.consent
 
     def _doubt_peer(self, number: int, now: float) -> None:
         """Ask the peer for a sign of life; without one, the tunnel ends with this errno."""
@@ -547,11 +595,15 @@ class SecureTunnel:
 
     def _read_engine(self, now: float) -> None:
         while self.state is not State.OVER and (event := self._engine.next_event()) is not None:
-            self._heard = now
-            if self._doubted is not None:
-                self._doubted = None
-                self._timers.pop("doubt", None)
+            self._hear_peer(now)
             self._take(event, now)
+
+    def _hear_peer(self, now: float) -> None:
+        """Take note of a sign of life."""
+        self._heard = now
+        if self._doubted is not None:
+            self._doubted = None
+            self._timers.pop("doubt", None)
 
     def _take(self, event: quic.EngineEvent, now: float) -> None:
         match event:
@@ -587,6 +639,7 @@ class SecureTunnel:
 
     def _begin_proof(self, fingerprint: bytes) -> None:
         self.state = State.PROVING
+        self._fingerprint = fingerprint
         self._control = self._engine.open_stream(both_ways=False)
         self._proof = self._make_proof(fingerprint)
         self._send_proof()
@@ -617,6 +670,8 @@ class SecureTunnel:
         elif kind == Frame.BYE:
             self._heard_bye = True
             self._part_if_mutual()
+        elif kind >= _CARRIED:
+            self._events.append(FrameReceived(kind, value))
 
     def _prove(self, kind: int, value: bytes, now: float) -> None:
         proof = self._proof
@@ -633,7 +688,7 @@ class SecureTunnel:
             self.state = State.OPEN
             self._timers = {
                 "keepalive": now + min(FIRST_KEEPALIVE, self._keepalive),
-                "consent": now + CONSENT,
+                "consent": now + self.consent,
             }
             self._ends_proof = True
             self._enough = now + _STILL_AGAIN
