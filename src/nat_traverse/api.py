@@ -27,7 +27,7 @@ from nat_traverse.tunnel.events import Closing
 from nat_traverse.tunnel.keys import decode_public, encode_public
 from nat_traverse.tunnel.proof import Means
 from nat_traverse.tunnel.refusals import GivenUpError, ProofError, PurposesDifferError
-from nat_traverse.tunnel.secure import KEEPALIVE
+from nat_traverse.tunnel.secure import CONSENT, KEEPALIVE
 from nat_traverse.wire.hello import Mode
 from nat_traverse.wire.request import LINE_LIMIT, Plain, decode_request, encode_request
 
@@ -69,13 +69,15 @@ _DATAGRAMS: Final = 1024
 class Settings:
     """What `reach` needs: the way, who is to be there, and what the tunnel is for.
 
-    `keepalive` is in seconds.
+    `keepalive` is in seconds, and `consent`, the time without any sign of the peer after which the
+    tunnel is over.
     """
 
     punch: PunchSettings
     means: Means
     purpose: Purpose
     keepalive: float = KEEPALIVE
+    consent: float = CONSENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,7 @@ class _Search:
                     self._settings.purpose,
                     self._observe,
                     keepalive=self._settings.keepalive,
+                    consent=self._settings.consent,
                 )
             except ProofError as error:
                 self._note(error)

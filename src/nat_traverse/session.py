@@ -7,6 +7,7 @@ import secrets
 import socket
 import socket as socket_module  # `Hole.socket` is another thing
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -63,8 +64,9 @@ class PunchSettings:
 
     `peer` is a name or an address; `local_port` 0 means any free one. `timeout` is in seconds,
     None: for ever. `window` is how many hellos a 0.7 peer gets before the ack. `mode` is what the
-    path is for; `legacy` and `roaming` say who will do, as in `HandshakeSettings`. The rest is how
-    to find it, as in `LadderSettings`.
+    path is for; `legacy` and `roaming` say who will do, as in `HandshakeSettings`. `spare` is a
+    second pair of ports, the local one first, which both sides have agreed on by other means: no
+    gateway remembers anything of it. The rest is how to find it, as in `LadderSettings`.
     """
 
     local_port: int
@@ -79,6 +81,7 @@ class PunchSettings:
     hints: tuple[int, ...] = ()
     legacy: bool = True
     roaming: bool = False
+    spare: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +195,31 @@ async def punch(settings: PunchSettings, observe: Callable[[SessionEvent], None]
         observe(routes.opened(local_port))
         numbers = {sock.local.is_ipv6: number for number, sock in sockets.items()}
         paths = [Path(numbers[remote.is_ipv6], remote) for remote in routes.remotes]
+        if settings.spare is not None:
+            paths += _spare_paths(settings.spare, routes, sockets)
         return await _shake_hands(settings, sockets, paths, observe)
     except BaseException:
         _close(sockets)
         raise
+
+
+def _spare_paths(
+    spare: tuple[int, int], routes: _Routes, sockets: dict[int, UdpSocket]
+) -> list[Path]:
+    """Open the spare pair's sockets, as far as they can be had, and return the paths on them."""
+    local_port, remote_port = spare
+    numbers = {}
+    for ipv6 in routes.families():
+        with suppress(LocalNetworkError):  # somebody else has that port
+            sock = UdpSocket(socket.AF_INET6 if ipv6 else socket.AF_INET, local_port)
+            sock.enlarge_buffers()
+            numbers[ipv6] = max(sockets) + 1
+            sockets[numbers[ipv6]] = sock
+    return [
+        Path(numbers[remote.is_ipv6], remote._replace(port=remote_port))
+        for remote in routes.remotes[: MAX_PATHS // 2]
+        if remote.is_ipv6 in numbers
+    ]
 
 
 async def _shake_hands(

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from nat_traverse.errors import NatTraverseError
 from nat_traverse.link.link import Link
 from nat_traverse.model import Generation
+from nat_traverse.punch.ports import FIRST_PORT, PORTS
 from nat_traverse.tunnel.events import Closing
 from nat_traverse.tunnel.proof import RANDOM_SIZE, Proof
 from nat_traverse.tunnel.quic import SMALLEST_DATAGRAM, QuicEngine, connection_name
-from nat_traverse.tunnel.secure import KEEPALIVE, SecureTunnel
-from nat_traverse.tunnel.transcript import Binding
+from nat_traverse.tunnel.secure import CONSENT, KEEPALIVE, SecureTunnel
+from nat_traverse.tunnel.transcript import Binding, digest
 from nat_traverse.wire.hello import Mode
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Purpose(IntEnum):
     DATAGRAMS = 2  # the same, as datagrams
     FORWARDS = 3  # port forwards
     PROGRAM = 4  # a program's own streams, through the library
+    VPN = 5  # IP packets between two network devices
 
 
 class ModesDifferError(NatTraverseError):
@@ -50,6 +52,7 @@ async def establish(
     observe: Callable[[Event], None] | None = None,
     *,
     keepalive: float = KEEPALIVE,
+    consent: float = CONSENT,
 ) -> Link:
     """Return the link on `hole`, with the peer proven; the hole is the link's from now on.
 
@@ -57,7 +60,7 @@ async def establish(
     """
     try:
         _check(hole)
-        tunnel = _tunnel(hole, means, purpose, keepalive)
+        tunnel = _tunnel(hole, means, purpose, keepalive, consent)
         link = Link(hole, tunnel, observe)
     except BaseException:
         hole.say_goodbye()
@@ -98,7 +101,9 @@ def _check(hole: Hole) -> None:
         )
 
 
-def _tunnel(hole: Hole, means: Means, purpose: Purpose, keepalive: float) -> SecureTunnel:
+def _tunnel(
+    hole: Hole, means: Means, purpose: Purpose, keepalive: float, consent: float
+) -> SecureTunnel:
     handshake = hole.handshake
     peer_nonce = handshake.peer_nonce
     if peer_nonce is None:
@@ -120,4 +125,27 @@ def _tunnel(hole: Hole, means: Means, purpose: Purpose, keepalive: float) -> Sec
         name=connection_name(client_nonce, server_nonce),
     )
     now = asyncio.get_running_loop().time()
-    return SecureTunnel(handshake, hole.connected, engine, make_proof, now, keepalive=keepalive)
+    return SecureTunnel(
+        handshake,
+        hole.connected,
+        engine,
+        make_proof,
+        now,
+        keepalive=keepalive,
+        consent=consent,
+    )
+
+
+def spare_ports(link: Link) -> tuple[int, int]:
+    """Return the pair of ports, ours first, on which to look for each other when `link` is lost.
+
+    Both sides derive it from what is known to this session alone. The gateways have no memory of
+    it: one that has just seen its host move to another address keeps the agreed port for the old
+    one, some minutes long, and gives the new one another, for which the other side has to search.
+    """
+    tunnel = link.tunnel
+    client, server = (
+        FIRST_PORT + int.from_bytes(digest(label, tunnel.session)[:8], "big") % PORTS
+        for label in (b"spare port of the client", b"spare port of the server")
+    )
+    return (client, server) if tunnel.is_client else (server, client)

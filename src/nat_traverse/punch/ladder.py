@@ -65,6 +65,8 @@ class Ladder:
         mapped = [path for path in paths if _may_be_mapped(path)]
         if settings is None or wall is None or not mapped:
             return
+        # A spare pair of ports comes last, and is as good as it is: nothing is derived from it.
+        mapped = [path for path in mapped if path.remote.port == mapped[0].remote.port]
         first = max(path.socket for path in paths) + 1
         if settings.hard is not Hard.NEVER:
             make = partial(self._make_spray, settings, mapped[0], first + HOP_SOCKETS, now, wall)
