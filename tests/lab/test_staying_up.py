@@ -13,32 +13,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nat_traverse.lab import Kind, Lab
-from support.lab import eventually
+from support.lab import eventually, forget
 from support.programs import Program, ours
 from support.sides import LEFT_PORT, RIGHT_PORT, address, connected
-from support.tools import need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from nat_traverse.lab.topology import Node
 
 SECRET = {"NAT_TRAVERSE_SECRET": "and all that"}
 LIMIT = 5.0  # s, what is promised
-
-
-def forget(gateway: Node, *, port: int | None = None) -> None:
-    """Have a gateway forget all mappings; it gives the next ones another port if `port` is set."""
-    need("conntrack", package="conntrack")
-    if port is not None:
-        rules = f"""
-flush chain inet gateway postrouting
-add rule inet gateway postrouting meta nfproto ipv4 oifname "wan" \
- meta l4proto udp masquerade to :{port}
-"""
-        assert gateway.run(["nft", rules]).returncode == 0
-    flushed = gateway.run(["conntrack", "-F"])
-    assert flushed.returncode == 0, flushed.stderr
 
 
 class Stream:

@@ -301,6 +301,20 @@ def eventually(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.01)  # between looks at a condition that nothing announces
 
 
+def forget(gateway: Node, *, port: int | None = None) -> None:
+    """Have a gateway forget all mappings; it gives the next ones another port if `port` is set."""
+    need("conntrack", package="conntrack")
+    if port is not None:
+        rules = f"""
+flush chain inet gateway postrouting
+add rule inet gateway postrouting meta nfproto ipv4 oifname "wan" \
+ meta l4proto udp masquerade to :{port}
+"""
+        assert gateway.run(["nft", rules]).returncode == 0
+    flushed = gateway.run(["conntrack", "-F"])
+    assert flushed.returncode == 0, flushed.stderr
+
+
 def _opened_in(node: Node, script: str, *arguments: str) -> socket.socket:
     """Run a script in `node`'s namespace that opens a socket there and hands it over."""
     ours, theirs = socket.socketpair()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Final
 
+    from nat_traverse.carry.addressing import Plan
     from nat_traverse.cli.getopt import Scan
     from nat_traverse.cli.options import Command
     from nat_traverse.cli.settings import Connect, Demo, Keygen
@@ -156,6 +157,7 @@ def _connect(values: Values, verbosity: int, found: Scan) -> Connect:
         dynamics=tuple(map(specs.parse_dynamic, _all(found, "d"))),
         exposed=tuple(map(specs.parse_exposed, _all(found, "expose"))),
         retry="retry" in values,
+        vpn=_vpn(values, found),
         secret=_text(values, "secret"),
         secret_file=_text(values, "secret-file"),
         identity=_text(values, "identity"),
@@ -177,10 +179,13 @@ def _check_together(connect: Connect, values: Values) -> None:
     leaves = connect.quit_after_connect or connect.handoff is not None
     proven = [name for name in ("secret", "secret-file", "identity", "peer-key") if name in values]
     forward = next((f"-{name.upper()}" for name in ("l", "r", "d") if name in values), "--expose")
-    if connect.forwards and (connect.cmd is not None or connect.datagrams):
-        other = "--datagrams" if connect.datagrams else "--cmd"
-        raise UsageError(f"{forward} and {other} exclude each other: a tunnel is for one purpose")
-    needs = [forward] if connect.forwards else []
+    purposes = [forward] if connect.forwards else []
+    purposes += ["--vpn"] if connect.vpn else []
+    others = [name for name in ("cmd", "datagrams") if name in values and not leaves]
+    if purposes and len(purposes) + len(others) > 1:
+        first, other = (*purposes, *(f"--{name}" for name in reversed(others)))[:2]
+        raise UsageError(f"{first} and {other} exclude each other: a tunnel is for one purpose")
+    needs = [*purposes]
     needs += [f"--{name}" for name in ("datagrams", "retry") if name in values]
     if leaves and needs:
         raise UsageError(f"{needs[0]} needs a tunnel, and this command makes none")
@@ -192,11 +197,29 @@ def _check_together(connect: Connect, values: Values) -> None:
             f"--{proven[0]} proves who is at the other end of a tunnel, and this command makes"
             " none: the program that uses the path has to prove it by itself"
         )
-    if connect.retry and not connect.forwards and connect.cmd is None:
+    if connect.retry and not purposes and connect.cmd is None:
         raise UsageError(
-            "--retry needs a port forward or --cmd: of standard input nobody could tell which"
-            " bytes had arrived"
+            "--retry needs a port forward, --vpn or --cmd: of standard input nobody could tell"
+            " which bytes had arrived"
         )
+
+
+def _vpn(values: Values, found: Scan) -> Plan | None:
+    """Return what the options of a VPN say; None without `--vpn`."""
+    details = [name for name in ("vpn-device", "route", "announce", "user") if name in values]
+    if "vpn" not in values:
+        if details:
+            raise UsageError(f"--{details[0]} is about a VPN, and --vpn is missing")
+        return None
+    from nat_traverse.carry import addressing  # noqa: PLC0415 (--version needs none of it)
+
+    return addressing.make_plan(
+        addresses=_all(found, "vpn"),
+        routes=_all(found, "route"),
+        announced=_all(found, "announce"),
+        device=_text(values, "vpn-device"),
+        user=_text(values, "user"),
+    )
 
 
 def _keygen(values: Values, operands: Sequence[str]) -> Keygen:

@@ -135,6 +135,7 @@ class Command:
 
 CARRY: Final = "What the tunnel carries (default: standard input and output)"
 FORWARDS: Final = "Port forwards (in place of standard input and output)"
+NETWORK: Final = "A VPN (in place of standard input and output)"
 PEER: Final = "Who may be at the other end"
 EFFORT: Final = "How long it tries"
 SEARCH: Final = "How it finds the path"
@@ -295,12 +296,90 @@ RETRY: Final = Option(
     "retry",
     FLAG,
     group=FORWARDS,
-    summary="when the tunnel is lost, find a path again, for ever; listeners stay",
+    summary="when the tunnel is lost, find a path again, for ever; listeners and devices stay",
     manual="""
         When the tunnel is lost, or the other side ends it, find a path again, for as long as it
-        takes; listeners stay open meanwhile, and a `--cmd` is run anew. Not for standard input
+        takes; listeners and the device of `--vpn` stay meanwhile, and a `--cmd` is run anew. Not
+        for standard input
         and output: nobody could tell which bytes of theirs had arrived. The time limit is for the
         first path only.
+    """,
+)
+
+VPN: Final = Option(
+    "vpn",
+    STRING,
+    metavar="ADDR/PREFIX",
+    group=NETWORK,
+    summary="a network device with this address here, and the other side behind it; may be given "
+    "more than once, for IPv4 and IPv6. Linux; needs CAP_NET_ADMIN",
+    manual="""
+        Make a network device (TUN) with this address, and carry IP packets between it and that of
+        the other side, which gives an address of its own in the same network: `10.77.0.1/24` here,
+        `10.77.0.2/24` there. It may be given more than once, for IPv4 and IPv6. Packets are
+        encrypted and never repeated: that is the business of the programs that send them.
+        The size of packets is that which the path takes, so that none is fragmented.
+
+        What arrives may only come from the addresses of the other side, or from networks that are
+        routed to it, and go to those of this side, or to networks that it announces. All else is
+        dropped and counted. It needs Linux, and root or CAP_NET_ADMIN. When the program ends,
+        device, addresses and routes are gone.
+    """,
+)
+
+VPN_DEVICE: Final = Option(
+    "vpn-device",
+    STRING,
+    metavar="NAME",
+    group=NETWORK,
+    default="the first free of nat0, nat1, ...",
+    summary="how that device is called",
+    manual="""
+        How the device of `--vpn` is called: up to 15 characters. A name that is in use is refused.
+    """,
+)
+
+ROUTE: Final = Option(
+    "route",
+    STRING,
+    metavar="NET",
+    group=NETWORK,
+    summary="send this network to the other side, which has to --announce it; may be given more "
+    "than once",
+    manual="""
+        Send what is for this network, as `192.168.7.0/24`, to the other side too, and accept what
+        comes from there. The other side has to `--announce` it, or a larger one, else both end with
+        exit status 9. `0.0.0.0/0` is all of IPv4: it is then routed in two halves, which leaves the
+        default route alone, and the way to the other side itself stays as it was. It may be given
+        more than once.
+    """,
+)
+
+ANNOUNCE: Final = Option(
+    "announce",
+    STRING,
+    metavar="NET",
+    group=NETWORK,
+    summary="let the other side --route this network to here, and reach it; may be given more "
+    "than once",
+    manual="""
+        Let the other side `--route` this network to here. Its packets then pass through this host,
+        which has to forward them (`sysctl net.ipv4.ip_forward=1`), and the hosts of the network
+        need a way back; see the guide. It may be given more than once.
+    """,
+)
+
+USER: Final = Option(
+    "user",
+    STRING,
+    metavar="NAME",
+    group=NETWORK,
+    summary="become this user as soon as the device stands",
+    manual="""
+        Become this user as soon as the device, its addresses and its routes stand, with no way
+        back: nothing that arrives from the network after that meets a program with rights. It needs
+        root. With a `--route` that the way to the other side itself would follow, the right to
+        change routes (CAP_NET_ADMIN) is kept, so that all can be undone at the end.
     """,
 )
 
@@ -563,6 +642,7 @@ TUNNEL: Final = Command(
     options=(
         *(CMD, DATAGRAMS, HANDOFF, QUIT, PLAIN),
         *(LOCAL, REMOTE, DYNAMIC, EXPOSE, RETRY),
+        *(VPN, VPN_DEVICE, ROUTE, ANNOUNCE, USER),
         *(SECRET, SECRET_FILE, IDENTITY, PEER_KEY),
         *(TIMEOUT, WINDOW),
         *(HARD, TTL, HINT, RATE, KEEPALIVE),

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from nat_traverse.carry.relay import RelayEvent
     from nat_traverse.carry.stream_relay import StreamEvent
     from nat_traverse.carry.streams import ForwardEvent
+    from nat_traverse.carry.vpn import VpnEvent
     from nat_traverse.cli.explain import Explanation
     from nat_traverse.cli.settings import Connect
     from nat_traverse.model import Endpoint, NetworkError, Path
@@ -79,6 +80,10 @@ EVENT_FIELDS: Final = (
     ("forward-refused", ("A connection or a listening was refused. `what`, `by_peer` (or by this"
      " side), `reason` (a word), `message`.")),
     ("forwarded", "A connection goes through. `what`, `client`."),
+    ("vpn-up", ("Packets pass. `device`, `mtu`, `addresses`, `peers`, `routes`.")),
+    ("vpn-narrowed", "The path takes smaller packets than before. `device`, `mtu`."),
+    ("vpn-dropped", ("At the end of a tunnel, if there are any: packets that did not pass. `counts`"
+     " (an object with a number for each reason).")),
     ("too-large", "With `--datagrams`: one was not sent; told once. `size`, `limit` (bytes)."),
     ("running", "The command was started. `command`."),
     ("finished", "The peer sends no more. `sent`, `received` (bytes)."),
@@ -163,7 +168,13 @@ class Report:
 
     def observe(
         self,
-        event: SessionEvent | RelayEvent | TunnelEvent | ForwardEvent | DatagramEvent | StreamEvent,
+        event: SessionEvent
+        | RelayEvent
+        | TunnelEvent
+        | ForwardEvent
+        | VpnEvent
+        | DatagramEvent
+        | StreamEvent,
     ) -> None:
         """Tell of one event of the session, the tunnel or the relay."""
         match event:
@@ -400,7 +411,8 @@ class Report:
             local_port=port,
             observed=None if observed is None else str(observed),
             strategy=event.rung.value,
-            agreed=event.agreed,
+            # A spare pair of ports counts as agreed for the search, and not for the user.
+            agreed=event.agreed and self._path_port in (None, self._local_port),
             round_trip=event.round_trip,
             datagram_size=event.datagram_size,
             generation=event.generation.value,

@@ -20,14 +20,16 @@ from nat_traverse.cli.plain import PlainBackground, use_plain
 from nat_traverse.cli.search import punch_settings, watched
 from nat_traverse.cli.title import hide_argument
 from nat_traverse.errors import PeerGoneError
-from nat_traverse.link.establish import Purpose
+from nat_traverse.link.establish import Purpose, spare_ports
 from nat_traverse.session import Hole
 from nat_traverse.tunnel.events import Closing
+from nat_traverse.tunnel.secure import CONSENT
 from nat_traverse.wire.hello import Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
+    from nat_traverse.carry.addressing import Plan
     from nat_traverse.cli.report import Report
     from nat_traverse.cli.settings import Connect
     from nat_traverse.link.link import Link
@@ -35,6 +37,11 @@ if TYPE_CHECKING:
 # s between the end of a tunnel and the search for the next: a peer that is stopped and started by
 # a service manager needs about so long, and a peer that refuses at once is not asked without rest.
 _REST = 0.5
+
+# With --retry: how many keepalives in a row have to get no answer until the peer counts as lost,
+# and how long (s) that takes at least. Three lost ones in a row are no chance.
+_UNANSWERED = 3
+_SHORTEST_SILENCE = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,8 @@ class SecureBackground:
 async def use_secure(connect: Connect, report: Report) -> int | PlainBackground | SecureBackground:
     """Make the encrypted tunnel and use it; with --retry, one after the other."""
     settings = _settings(connect)
+    if connect.vpn is not None:
+        return await _carry_packets(connect, report, settings, connect.vpn)
     if connect.forwards:
         return await _forward(connect, report, settings)
     while True:
@@ -74,7 +83,7 @@ async def use_secure(connect: Connect, report: Report) -> int | PlainBackground 
         finally:
             if not reached.is_suspended:
                 reached.abort(Closing.STOPPED)
-        settings = _again(settings, report)
+        settings = _again(settings, report, reached)
         await asyncio.sleep(_REST)
 
 
@@ -88,6 +97,8 @@ def _settings(connect: Connect) -> Settings:
     purpose = Purpose.STREAM
     if connect.forwards:
         purpose = Purpose.FORWARDS
+    elif connect.vpn is not None:
+        purpose = Purpose.VPN
     elif connect.datagrams:
         purpose = Purpose.DATAGRAMS
     punching = replace(
@@ -96,7 +107,12 @@ def _settings(connect: Connect) -> Settings:
         roaming=bool(means.byte),
         legacy=not means.byte and purpose is Purpose.STREAM,
     )
-    return Settings(punching, means, purpose, float(connect.keepalive))
+    keepalive = float(connect.keepalive)
+    consent = CONSENT
+    if connect.retry:
+        # To find a path again costs little, so what is lost is to be noticed soon.
+        consent = min(CONSENT, max(_SHORTEST_SILENCE, _UNANSWERED * keepalive))
+    return Settings(punching, means, purpose, keepalive, consent)
 
 
 def _reason(error: PeerGoneError) -> str:
@@ -104,9 +120,14 @@ def _reason(error: PeerGoneError) -> str:
     return str(error).partition(" Start both again")[0]
 
 
-def _again(settings: Settings, report: Report) -> Settings:
+def _again(settings: Settings, report: Report, lost: Link) -> Settings:
     """Return what is to be reached once more: from the port that the peer knows, without limit."""
-    punching = replace(settings.punch, timeout=None, local_port=report.agreed_port)
+    punching = replace(
+        settings.punch,
+        timeout=None,
+        local_port=report.agreed_port,
+        spare=spare_ports(lost),
+    )
     return replace(settings, punch=punching)
 
 
@@ -146,27 +167,56 @@ async def _forward(connect: Connect, report: Report, settings: Settings) -> int:
         dynamics=connect.dynamics,
         exposed=connect.exposed,
     )
+
+    async def use(link: Link) -> None:
+        try:
+            forwards.rebind(link)
+            await asyncio.shield(link.closed)
+        finally:
+            forwards.rebind(None)
+
     try:
         # Before the search: a port that is taken is told at once.
         await forwards.start()
-        while True:
-            link = await watched(report, reach, settings)
-            if isinstance(link, Hole):
-                raise AssertionError("a 0.7 peer was not wanted")  # noqa: TRY004 (a bug)
-            try:
-                forwards.rebind(link)
-                await asyncio.shield(link.closed)
-                if not connect.retry:
-                    return 0
-                report.lost("The other side ended the tunnel.")
-            except PeerGoneError as error:
-                if not connect.retry:
-                    raise
-                report.lost(_reason(error))
-            finally:
-                forwards.rebind(None)
-                link.abort(Closing.STOPPED)
-            settings = _again(settings, report)
-            await asyncio.sleep(_REST)
+        return await _over_links(connect, report, settings, use)
     finally:
         await forwards.stop()
+
+
+async def _carry_packets(connect: Connect, report: Report, settings: Settings, plan: Plan) -> int:
+    """Be one end of a VPN until the tunnel is over; with --retry, over one after the other."""
+    from nat_traverse.carry.vpn import Vpn  # noqa: PLC0415 (few runs are for this)
+
+    vpn = Vpn(plan, report.observe)
+    try:
+        # Before the search: a right that is missing is told at once.
+        vpn.open()
+        return await _over_links(connect, report, settings, vpn.use)
+    finally:
+        vpn.close()
+
+
+async def _over_links(
+    connect: Connect,
+    report: Report,
+    settings: Settings,
+    use: Callable[[Link], Awaitable[None]],
+) -> int:
+    """Find the peer and `use` the link, once, or with --retry for ever; returns the exit code."""
+    while True:
+        link = await watched(report, reach, settings)
+        if isinstance(link, Hole):
+            raise AssertionError("a 0.7 peer was not wanted")  # noqa: TRY004 (a bug)
+        try:
+            await use(link)
+            if not connect.retry:
+                return 0
+            report.lost("The other side ended the tunnel.")
+        except PeerGoneError as error:
+            if not connect.retry:
+                raise
+            report.lost(_reason(error))
+        finally:
+            link.abort(Closing.STOPPED)
+        settings = _again(settings, report, link)
+        await asyncio.sleep(_REST)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
+    from nat_traverse.carry.addressing import Plan
     from nat_traverse.carry.specs import Dynamic, Exposed, Forward
     from nat_traverse.target import Target
 
@@ -41,6 +42,7 @@ class Connect(NamedTuple):
     dynamics: tuple[Dynamic, ...] = ()
     exposed: tuple[Exposed, ...] = ()
     retry: bool = False
+    vpn: Plan | None = None
     secret: str | None = None
     secret_file: str | None = None
     identity: str | None = None

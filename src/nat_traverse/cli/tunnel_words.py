@@ -12,6 +12,7 @@ from nat_traverse.api import MOST_FAILURES, Rejected, Unfinished
 from nat_traverse.carry.datagram_relay import DatagramsDropped, DatagramTooLarge
 from nat_traverse.carry.stream_relay import AllArrived, AllDelivered
 from nat_traverse.carry.streams import Forwarded, ForwardRefused, Listening, ListeningEnded
+from nat_traverse.carry.vpn import VpnDropped, VpnNarrowed, VpnUp
 from nat_traverse.cli.settings import NORMAL, VERBOSE
 from nat_traverse.tunnel.events import Closing, PathChanged, PeerClosed, PeerVanished
 
@@ -27,7 +28,11 @@ class Told(NamedTuple):
 
 def tunnel_words(event: object) -> Told | None:
     """Return what the user is told of an event; None if it is nothing to him."""
-    return _of_proof(event) or _of_forward(event) or _of_tunnel(event) or _of_data(event)
+    for words in (_of_proof, _of_forward, _of_vpn, _of_tunnel, _of_data):
+        told = words(event)
+        if told is not None:
+            return told
+    return None
 
 
 def _of_proof(event: object) -> Told | None:
@@ -57,6 +62,23 @@ def _of_forward(event: object) -> Told | None:
         case Forwarded(what, client):
             text = f"{what}: a connection from {client}"
             return Told("forwarded", text, VERBOSE, {"what": what, "client": client})
+    return None
+
+
+def _of_vpn(event: object) -> Told | None:
+    match event:
+        case VpnUp(device, mtu, addresses, peers, routes):
+            here, there = " and ".join(addresses), " and ".join(peers)
+            more = f", and {', '.join(routes)} behind it" if routes else ""
+            text = f"{device} is up: {here} here, {there} there{more}; MTU {mtu}"
+            fields: dict[str, object] = {"device": device, "mtu": mtu, "addresses": addresses}
+            return Told("vpn-up", text, NORMAL, {**fields, "peers": peers, "routes": routes})
+        case VpnNarrowed(device, mtu):
+            text = f"the path takes less than before: the MTU of {device} is {mtu} now"
+            return Told("vpn-narrowed", text, NORMAL, {"device": device, "mtu": mtu})
+        case VpnDropped(counts):
+            words = ", ".join(f"{word} {count}" for word, count in sorted(counts.items()))
+            return Told("vpn-dropped", f"did not pass: {words}", NORMAL, {"counts": counts})
     return None
 
 

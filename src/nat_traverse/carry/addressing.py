@@ -1,0 +1,237 @@
+"""The addresses and networks of a VPN: what the user asks for, and what both sides agree on.
+
+    --vpn       an address of this side, and the network that it shares with the other
+    --route     a network behind the other side, which has to announce it
+    --announce  a network behind this side
+
+What may pass is decided here, in both directions, by the addresses inside of a packet: it has to
+come from the peer, or from a network that is routed to it, and go to this side, or to a network
+that was announced. So nobody who is let in as a peer can speak for another host, nor reach what he
+was not told of, whatever this host would forward.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from nat_traverse.errors import NotAgreedError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from nat_traverse.wire.vpn import Terms
+
+Interface: TypeAlias = "ipaddress.IPv4Interface | ipaddress.IPv6Interface"
+Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
+Address: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
+
+# IFNAMSIZ of Linux is 16, with the zero byte at the end.
+LONGEST_NAME: Final = 15
+
+# Pairs of addresses that are remembered: more than two sites have that talk to each other at a
+# time, and little to keep for whoever makes up pairs.
+_REMEMBERED: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the user wants. `device` is its name, None for the first that is free."""
+
+    addresses: tuple[Interface, ...]
+    routes: tuple[Network, ...] = ()
+    announced: tuple[Network, ...] = ()
+    device: str | None = None
+    user: str | None = None
+
+    @property
+    def has_ipv6(self) -> bool:
+        """True if IPv6 packets are to pass."""
+        return any(each.version == 6 for each in (*self.addresses, *self.routes))  # noqa: PLR2004
+
+
+def make_plan(
+    *,
+    addresses: Sequence[str],
+    routes: Sequence[str] = (),
+    announced: Sequence[str] = (),
+    device: str | None = None,
+    user: str | None = None,
+) -> Plan:
+    """Read what was given on a command line; raises UsageError."""
+    if device is not None:
+        _check_name(device)
+    if user == "":
+        raise UsageError("--user wants the name of a user, not an empty word")
+    plan = Plan(
+        tuple(dict.fromkeys(map(_parse_address, addresses))),
+        tuple(dict.fromkeys(_parse_network("--route", each) for each in routes)),
+        tuple(dict.fromkeys(_parse_network("--announce", each) for each in announced)),
+        device,
+        user,
+    )
+    versions = {each.version for each in plan.addresses}
+    for option, networks in (("--route", plan.routes), ("--announce", plan.announced)):
+        for each in networks:
+            if each.version not in versions:
+                raise UsageError(
+                    f"{option} {each} needs an IPv{each.version} address: give one more --vpn"
+                )
+    return plan
+
+
+class Agreement:
+    """What may pass between the two sides, and what is to be routed."""
+
+    def __init__(self, plan: Plan, theirs: Terms) -> None:
+        """Compare what the two sides want. Raises NotAgreedError if it does not fit."""
+        self.peers = _peers_addresses(plan, theirs)
+        _check_routes(plan, theirs)
+        self.sources: tuple[Network, ...] = (*map(_alone, self.peers), *plan.routes)
+        self.destinations: tuple[Network, ...] = (
+            *(_alone(each.ip) for each in plan.addresses),
+            *plan.announced,
+            *_to_all(plan.addresses),
+        )
+        self._known: dict[tuple[bytes, bytes], bool] = {}
+
+    def admits(self, source: bytes, destination: bytes) -> bool:
+        """Tell whether a packet of the peer's with these addresses inside may enter the device."""
+        known = self._known.get((source, destination))
+        if known is None:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            known = _is_in(source, self.sources) and _is_in(destination, self.destinations)
+            self._known[source, destination] = known
+        return known
+
+
+def halves(network: Network) -> list[Network]:
+    """Return what to route in place of `network`: of a default route, two halves.
+
+    They are more specific than the default route that is there, which so can stay.
+    """
+    return list(network.subnets()) if network.prefixlen == 0 else [network]
+
+
+def covers(networks: Iterable[Network], address: Address) -> bool:
+    """Tell whether an address is in one of these networks."""
+    return any(each.version == address.version and address in each for each in networks)
+
+
+def _peers_addresses(plan: Plan, theirs: Terms) -> tuple[Address, ...]:
+    """Return the addresses of the peer's that are behind the device."""
+    ours = {each.ip for each in plan.addresses}
+    versions = {each.version for each in plan.addresses}
+    peers: list[Address] = []
+    for each in theirs.addresses:
+        address = each.ip
+        if address in ours:
+            raise NotAgreedError(
+                f"Both sides have the address {address}. Give one of them another of the same"
+                f" network, {each.network}."
+            )
+        if address.version not in versions:
+            continue  # of a family that this side has no use for
+        if not covers((*(own.network for own in plan.addresses), *plan.routes), address):
+            own = ", ".join(str(own) for own in plan.addresses if own.version == address.version)
+            raise NotAgreedError(
+                f"The other side has the address {each}, which is in no network of this side"
+                f" ({own}). Give both --vpn an address of the same network."
+            )
+        peers.append(address)
+    if not peers:
+        here = " and ".join(f"IPv{version}" for version in sorted(versions))
+        raise NotAgreedError(
+            f"This side has addresses of {here} only, and the other side has none of that. Give"
+            " both --vpn an address of the same network."
+        )
+    return tuple(peers)
+
+
+def _check_routes(plan: Plan, theirs: Terms) -> None:
+    """Raise NotAgreedError if a network is to be routed that the peer has not announced."""
+    offered: list[Network] = [*theirs.announced, *(_alone(each.ip) for each in theirs.addresses)]
+    for network in plan.routes:
+        if not any(_is_within(network, each) for each in offered):
+            raise NotAgreedError(
+                f"--route {network}: the other side has not announced that network. It has to be"
+                f" given --announce {network}, or be a part of what it announces."
+            )
+
+
+def _is_within(network: Network, larger: Network) -> bool:
+    # The type checker wants to see that both are of one version.
+    if isinstance(network, ipaddress.IPv4Network):
+        return isinstance(larger, ipaddress.IPv4Network) and network.subnet_of(larger)
+    return isinstance(larger, ipaddress.IPv6Network) and network.subnet_of(larger)
+
+
+def _alone(address: Address) -> Network:
+    """Return the network of a single address."""
+    return ipaddress.ip_network(address)
+
+
+def _to_all(addresses: Iterable[Interface]) -> list[Network]:
+    """Return where packets go that are for all hosts of our networks: broadcast, multicast."""
+    found: list[Network] = []
+    for each in addresses:
+        if isinstance(each, ipaddress.IPv4Interface):
+            found += [ipaddress.IPv4Network("224.0.0.0/4"), _alone(each.network.broadcast_address)]
+        else:
+            found.append(ipaddress.IPv6Network("ff00::/8"))
+    return found
+
+
+def _is_in(packed: bytes, networks: Iterable[Network]) -> bool:
+    address: Address = (
+        ipaddress.IPv4Address(packed) if len(packed) == 4 else ipaddress.IPv6Address(packed)  # noqa: PLR2004
+    )
+    return covers(networks, address)
+
+
+def _parse_address(text: str) -> Interface:
+    wanted = "as in 10.77.0.1/24 or fd77::1/64"
+    if "/" not in text:
+        raise UsageError(f"--vpn {text}: the length of the network is missing, {wanted}")
+    try:
+        interface = ipaddress.ip_interface(text)
+    except ValueError:
+        raise UsageError(f"--vpn {text!r} is no address with its network, {wanted}") from None
+    address, network = interface.ip, interface.network
+    if address.is_multicast or address.is_unspecified or address.is_loopback:
+        raise UsageError(f"--vpn {text}: {address} is no address of one host in a network")
+    # With more than two, the first is nobody's, and the last of an IPv4 network that of all.
+    if network.num_addresses > 2 and (  # noqa: PLR2004
+        address == network.network_address
+        or (interface.version == 4 and address == network.broadcast_address)  # noqa: PLR2004
+    ):
+        raise UsageError(
+            f"--vpn {text}: {address} stands for the network itself, or for all of its hosts. Take"
+            " one in between."
+        )
+    return interface
+
+
+def _parse_network(option: str, text: str) -> Network:
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise UsageError(
+            f"{option} {text!r} is no network, as in 192.168.7.0/24 or fd07::/64"
+        ) from None
+    if network.is_multicast or (network.is_loopback and network.prefixlen):
+        raise UsageError(f"{option} {text}: that network can't be behind a tunnel")
+    return network
+
+
+def _check_name(name: str) -> None:
+    """Refuse what Linux refuses as the name of a device; `%` would make it a pattern."""
+    size = len(name.encode())
+    odd = any(each in "/:%" or each.isspace() or not each.isprintable() for each in name)
+    if not 0 < size <= LONGEST_NAME or odd or name in (".", ".."):
+        raise UsageError(
+            f"--vpn-device {name!r}: a device's name has 1 to {LONGEST_NAME} bytes, without spaces,"
+            " slashes, colons and percent signs"
+        )
