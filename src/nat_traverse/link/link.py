@@ -228,6 +228,9 @@ class Link:
     def sealed_user(self, user: SealedUser | None) -> None:
         self._sealed_user = user
         self._is_ready = True
+        if user is not None:
+            for sock in self._sockets.values():
+                sock.enable_batches()
         self.wake()
 
     def send_sealed(self, run: bytes | memoryview, size: int) -> int:
