@@ -66,7 +66,8 @@ class PunchSettings:
     None: for ever. `window` is how many hellos a 0.7 peer gets before the ack. `mode` is what the
     path is for; `legacy` and `roaming` say who will do, as in `HandshakeSettings`. `spare` is a
     second pair of ports, the local one first, which both sides have agreed on by other means: no
-    gateway remembers anything of it. The rest is how to find it, as in `LadderSettings`.
+    gateway remembers anything of it. `datagram_size` is in bytes, of the largest datagram of the
+    user's data that there is any use for. The rest is how to find it, as in `LadderSettings`.
     """
 
     local_port: int
@@ -82,6 +83,7 @@ class PunchSettings:
     legacy: bool = True
     roaming: bool = False
     spare: tuple[int, int] | None = None
+    datagram_size: int = DATAGRAM_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +306,7 @@ def _handshake_settings(
         nonce=secrets.token_bytes(NONCE_SIZE),
         timeout=settings.timeout,
         window=settings.window,
-        datagram_size=min(_largest_datagram(path.remote) for path in paths),
+        datagram_size=min(_largest_datagram(path.remote, settings.datagram_size) for path in paths),
         mode=settings.mode,
         ladder=LadderSettings(
             local_port=local_port,
@@ -377,13 +379,14 @@ def _open_sockets(port: int, families: Sequence[bool]) -> dict[int, UdpSocket]:
     raise AssertionError("unreachable: the last attempt raises")
 
 
-def _largest_datagram(remote: Endpoint) -> int:
+def _largest_datagram(remote: Endpoint, wanted: int) -> int:
     """Return the size in bytes of the largest datagram for user data, as far as the kernel knows.
 
-    No fragments: at most what the first link, or an earlier report of the path, lets through.
+    At most what is `wanted`, and no fragments: at most what the first link, or an earlier report of
+    the path, lets through.
     """
     mtu = path_mtu(remote)
-    return DATAGRAM_SIZE if mtu is None else min(DATAGRAM_SIZE, max(mtu - remote.headers, 1))
+    return wanted if mtu is None else min(wanted, max(mtu - remote.headers, 1))
 
 
 def _close(sockets: Mapping[int, UdpSocket]) -> None:

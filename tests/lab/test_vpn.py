@@ -72,7 +72,15 @@ class TestTraffic:
                 headers = 28 if "." in here else 48
                 whole = ("-M", "do", "-s", str(up["mtu"] - headers))
                 assert pings(lab.left, here, *whole)
-        assert 1390 < max(len(packet.data) for packet in wan.packets) <= 1400
+        assert 1440 < max(len(packet.data) for packet in wan.packets) <= 1452
+
+    def test_a_path_that_takes_less(self) -> None:
+        """The routers in between take 1,440 bytes, which no host knows beforehand."""
+        with Lab(Kind.DROP, Kind.DROP, mtu=1440) as lab, vpn(lab) as (one, _):
+            mtu = one.event("vpn-up")["mtu"]
+            assert 1280 <= mtu < 1400
+            assert pings(lab.left, V4[1], "-M", "do", "-s", str(mtu - 28))
+            assert pings(lab.right, V6[0], "-M", "do", "-s", str(mtu - 48))
 
     def test_iperf_both_ways(self, lab: Lab) -> None:
         with vpn(lab):

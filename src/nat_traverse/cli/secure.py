@@ -21,6 +21,7 @@ from nat_traverse.cli.search import punch_settings, watched
 from nat_traverse.cli.title import hide_argument
 from nat_traverse.errors import PeerGoneError
 from nat_traverse.link.establish import Purpose, spare_ports
+from nat_traverse.punch.settings import DATAGRAM_SIZE, LARGE_DATAGRAM_SIZE
 from nat_traverse.session import Hole
 from nat_traverse.tunnel.events import Closing
 from nat_traverse.tunnel.secure import CONSENT
@@ -106,6 +107,7 @@ def _settings(connect: Connect) -> Settings:
         # Who asks for a proof, or for more than bytes, can do nothing with 0.7.
         roaming=bool(means.byte),
         legacy=not means.byte and purpose is Purpose.STREAM,
+        datagram_size=DATAGRAM_SIZE if connect.vpn is None else LARGE_DATAGRAM_SIZE,
     )
     keepalive = float(connect.keepalive)
     consent = CONSENT

@@ -6,6 +6,8 @@ from nat_traverse.model import Endpoint, Path
 from nat_traverse.punch.evidence import PathEvidence
 from nat_traverse.punch.nomination import EVERY, SLOWLY, TURN, Nominations
 from nat_traverse.punch.route import Route
+from nat_traverse.punch.settings import LARGE_DATAGRAM_SIZE
+from nat_traverse.wire.hello import Mode
 
 
 def route(port: int, size_limit: int = 1400) -> Route:
@@ -62,3 +64,13 @@ def test_they_shrink_and_never_exceed_what_the_path_carries() -> None:
         sizes.append((nominations.size(wide), nominations.size(narrow)))
         nominations.note_sent(wide, 0.0)
     assert sizes == [(1400, 1300)] * 4 + [(1232, 1232)] * 4 + [(320, 320)] * 2
+
+
+def test_large_ones_come_first_where_the_path_may_carry_them() -> None:
+    nominations = Nominations(Mode.TUNNEL)
+    large, narrow = route(1, LARGE_DATAGRAM_SIZE), route(2, 1420)
+    sizes = []
+    for _ in range(7):
+        sizes.append((nominations.size(large), nominations.size(narrow)))
+        nominations.note_sent(large, 0.0)
+    assert sizes == [(1452, 1420)] * 2 + [(1400, 1400)] * 4 + [(1232, 1232)]
