@@ -7,7 +7,7 @@ OPTIONS =
 # What to test: make test TESTS=tests/unit
 TESTS =
 # All of them run, whatever the first ones say. What to measure: make bench BENCHMARKS=wan
-BENCHMARKS = startup connect datapath secure latency flood memory wan
+BENCHMARKS = startup connect datapath secure latency flood memory wan vpn
 # How long to soak, and how much.
 SOAK =
 

@@ -6,6 +6,8 @@ Perl's nat-traverse forks and does not wait for its child, so the child's time w
 account. This process declares itself the reaper of all its descendants (prctl(2), Linux) and adds
 up what `wait4` says of each. REPORT receives `{"status": ..., "cpu": seconds}`. SIGTERM is passed
 on to the command.
+
+`time_so_far` asks the same of a process that still runs.
 """
 
 from __future__ import annotations
@@ -18,6 +20,20 @@ import sys
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+
+
+def time_so_far(pid: int) -> float:
+    """Return the processor time of a process and all it has started, in seconds.
+
+    Those that have ended count if they were waited for.
+    """
+    place = Path(f"/proc/{pid}")
+    # What comes behind the program's name in parentheses, which may contain anything.
+    fields = (place / "stat").read_text().rpartition(")")[2].split()
+    own = sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime: proc(5)
+    threads = (place / "task").glob("*/children")
+    children = " ".join(thread.read_text() for thread in threads).split()
+    return own / os.sysconf("SC_CLK_TCK") + sum(time_so_far(int(child)) for child in children)
 
 
 def main() -> None:

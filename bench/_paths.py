@@ -1,9 +1,10 @@
-"""Two hosts and the path between them: a cable, or a wire as bad as one asks for.
+"""Two hosts and the path between them: a cable, a wire as bad as one asks for, or real NATs.
 
-    left ── cable, or relay.c ── right
+    left ── cable, or relay.c, or NAT ── router ── NAT ── right
 
-No NAT is in between: a NAT has its say while a path is being found, and these paths are for what
-runs over one that was found; ssh and OpenVPN have no way to find one.
+The first two have no NAT in between: a NAT has its say while a path is being found, and these paths
+are for what runs over one that was found; ssh and OpenVPN have no way to find one. The third has
+two kernel NATs that keep ports, which can be told to whatever can't find them out.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import json
 import shutil
 import subprocess
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +28,8 @@ from nat_traverse.lab.namespace import (
     system_environment,
 )
 from nat_traverse.lab.plan import Addresses
-from nat_traverse.lab.topology import Host
+from nat_traverse.lab.ruleset import Kind
+from nat_traverse.lab.topology import Host, Lab
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,11 +72,12 @@ class Weather:
     loss: float = 0.0  # 0 to 1
     reordering: float = 0.0  # 0 to 1: so many are overtaken by three others
     queue: float = 0.0  # s until a packet that comes now would be sent; beyond that it is dropped
+    seed: int = 0  # of what is lost and reordered: with the same one, the same packets
 
     def line(self) -> str:
         """Return the line that the relay reads."""
         delay = self.round_trip / 2 * 1e6
-        return f"{delay} {self.rate} {self.queue * 1e6} {self.loss} {self.reordering}\n"
+        return f"{delay} {self.rate} {self.queue * 1e6} {self.loss} {self.reordering} {self.seed}\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,48 @@ def cable(*, join: bool = False) -> Iterator[tuple[Pair, str]]:
         yield pair, "UDP is cut as on a wire" if tool else "ethtool is missing: UDP stays uncut"
 
 
+class Cut(Enum):
+    """What becomes of a train of UDP datagrams on its way between two hosts behind NATs."""
+
+    NEVER = "trains stay whole"
+    JOINED = "cut by the sender's card, joined again by the receiver's"
+    SINGLY = "cut by the sender's card, arriving one by one"
+
+
+class Natted:
+    """Two hosts behind kernel NATs that keep ports, an Internet with an MTU of 1,500 between."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.left = lab.left
+        self.right = lab.right
+        self._gateways = (lab.left_gateways[-1], lab.right_gateways[-1])
+
+    def set(self, cut: Cut) -> None:
+        """Have the hosts' devices treat trains so, in both directions. Raises `LabError`.
+
+        The hosts cut, as their cards would, and so the gateways forward datagrams. These do not
+        join anything: UDP that is not for themselves is not joined unless Linux is told to.
+        """
+        sending = "on" if cut is Cut.NEVER else "off"
+        # On virtual Ethernet, GRO is for what a neighbour without TSO has sent. Nothing but UDP is
+        # on this path, so the neighbour loses nothing by it.
+        joining = cut is Cut.JOINED
+        receiving, neighbour = ("on", "off") if joining else ("off", "on")
+        host = f"tx-udp-segmentation {sending} gro {receiving}"
+        hosts = [(node.namespace, f"eth0 {host}") for node in (self.left, self.right)]
+        gateways = [(node.namespace, f"lan tso {neighbour}") for node in self._gateways]
+        run_scripts((space, f"ethtool -K {words}") for space, words in hosts + gateways)
+
+
+@contextmanager
+def natted() -> Iterator[Natted]:
+    """Join two hosts over real NATs. Raises `LabError` if the machine can't have them."""
+    if shutil.which("ethtool", path=system_environment()["PATH"]) is None:
+        raise LabError("a wire that cuts can't be had: apt-get install ethtool")
+    with Lab(Kind.DROP, Kind.DROP, hops=1) as lab:
+        yield Natted(lab)
+
+
 @contextmanager
 def wire(weather: Weather) -> Iterator[Wire]:
     """Join two hosts by the relay. Raises `LabError` if it can't be compiled or started."""
@@ -161,6 +207,7 @@ def wire(weather: Weather) -> Iterator[Wire]:
                 assert relay.stdout is not None
                 if relay.stdout.readline() != b"ready\n":
                     raise LabError("the relay did not start: it needs /dev/net/tun")
+                _prefer(relay.pid)
                 queue = f"ip link set tun0 txqueuelen {_DEVICE_QUEUE}\n"
                 run_scripts(_configure(pair, "tun0", f"{_TCP_SETTINGS}{queue}"))
                 joined = Wire(pair, relay)
@@ -173,6 +220,14 @@ def wire(weather: Weather) -> Iterator[Wire]:
                     relay.wait(_PATIENCE)
                 except subprocess.TimeoutExpired:
                     relay.kill()
+
+
+def _prefer(pid: int) -> None:
+    """Let a program that leads a session go before all others, where that is allowed."""
+    # Where processors are shared among sessions first (CONFIG_SCHED_AUTOGROUP), the nice value that
+    # the relay gives itself counts in its own session only: sched(7).
+    with suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text("-15")
 
 
 @contextmanager

@@ -12,9 +12,12 @@
  * delayed and lost by itself. What is due within 0.1 ms is delivered at once, which is what a card
  * does to spare its host an interrupt for each packet.
  *
- * Standard input is read for lines of five numbers, each for both directions:
+ * Standard input is read for lines of six numbers, each for both directions:
  *
- *     delay in us, rate in bit/s (0: no limit), queue in us, loss 0..1, reordering 0..1
+ *     delay in us, rate in bit/s (0: no limit), queue in us, loss 0..1, reordering 0..1, seed
+ *
+ * Whether a packet is lost or put out of order depends on the seed, its direction and how many came
+ * before it since the line: with one seed, two programs have to do with the same bad luck.
  *
  * Each line is answered with one line that sums up both directions until then: packets that were
  * delivered, lost, too many for the queue, put out of order, and delivered later than they should
@@ -26,6 +29,7 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <inttypes.h>
 #include <linux/if.h>
 #include <linux/if_tun.h>
 #include <linux/virtio_net.h>
@@ -87,6 +91,7 @@ struct packet {
 struct direction {
     int from, to;
     uint64_t link_free; /* ns: when the link has sent what it was given */
+    uint64_t number; /* of packets that were not too many for the queue, since the last line */
     struct packet *packets;
     uint32_t free[SLOTS], free_count;
     uint32_t line[SLOTS], first, next; /* in order of delivery, a ring */
@@ -96,6 +101,7 @@ struct direction {
 
 struct settings {
     uint64_t delay, queue; /* ns */
+    uint64_t seed;
     double rate, loss, reordering;
 };
 
@@ -194,11 +200,23 @@ static void release_held(struct direction *direction, int overtaken, uint64_t du
     direction->held_count = kept;
 }
 
+/* Returns 0..1 for the next packet of a direction: SplitMix64 (Steele, Lea and Flood, 2014). */
+static double draw(struct direction *direction)
+{
+    uint64_t bits = (settings.seed << 48) + ((uint64_t)direction->from << 40);
+
+    bits = (bits + ++direction->number) * 0x9e3779b97f4a7c15u;
+    bits = (bits ^ bits >> 30) * 0xbf58476d1ce4e5b9u;
+    bits = (bits ^ bits >> 27) * 0x94d049bb133111ebu;
+    return (double)((bits ^ bits >> 31) >> 11) * 0x1p-53;
+}
+
 /* Decides what becomes of a packet that has arrived. Returns whether it needs its slot. */
 static int accept_packet(struct direction *direction, uint32_t slot, uint64_t time)
 {
     struct packet *packet = &direction->packets[slot];
     uint64_t start = direction->link_free > time ? direction->link_free : time;
+    double luck;
 
     if (start - time > settings.queue) {
         counts.overflowed++;
@@ -207,12 +225,13 @@ static int accept_packet(struct direction *direction, uint32_t slot, uint64_t ti
     if (settings.rate > 0)
         start += (uint64_t)(packet->length * 8e9 / settings.rate);
     direction->link_free = start;
-    if (drand48() < settings.loss) {
+    luck = draw(direction);
+    if (luck < settings.loss) {
         counts.lost++;
         return 0;
     }
     packet->due = start + settings.delay;
-    if (direction->held_count < MOST_HELD && drand48() < settings.reordering) {
+    if (direction->held_count < MOST_HELD && luck > 1 - settings.reordering) {
         packet->waits_for = OVERTAKERS;
         direction->held[direction->held_count++] = slot;
         counts.reordered++;
@@ -427,20 +446,21 @@ static int is_idle(const struct direction *direction)
 }
 
 /* Returns whether there may be more to come. */
-static int obey(void)
+static int obey(struct direction *directions)
 {
     char line[256];
     double delay, queue;
 
     if (fgets(line, sizeof line, stdin) == NULL)
         return 0;
-    if (sscanf(line, "%lf %lf %lf %lf %lf", &delay, &settings.rate, &queue, &settings.loss,
-               &settings.reordering) != 5) {
-        fprintf(stderr, "relay: five numbers were expected, not %s", line);
+    if (sscanf(line, "%lf %lf %lf %lf %lf %" SCNu64, &delay, &settings.rate, &queue,
+               &settings.loss, &settings.reordering, &settings.seed) != 6) {
+        fprintf(stderr, "relay: six numbers were expected, not %s", line);
         exit(2);
     }
     settings.delay = (uint64_t)(delay * 1e3);
     settings.queue = (uint64_t)(queue * 1e3);
+    directions[0].number = directions[1].number = 0;
     printf("%lu %lu %lu %lu %lu\n", counts.delivered, counts.lost, counts.overflowed,
            counts.reordered, counts.late);
     memset(&counts, 0, sizeof counts);
@@ -477,7 +497,7 @@ int main(int argc, char **argv)
 
         /* With packets on the way, others may come at any time: they are looked for at each tick. */
         if (ppoll(watched, idle ? 3 : 1, idle ? NULL : &tick, NULL) > 0 && watched[0].revents &&
-            !obey())
+            !obey(directions))
             return 0;
         for (int index = 0; index < 2; index++) {
             receive(&directions[index]);
