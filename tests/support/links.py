@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, cast
 from nat_traverse.link.establish import Purpose, establish
 from nat_traverse.session import PunchSettings, punch
 from nat_traverse.tunnel.proof import Means
+from nat_traverse.tunnel.secure import CONSENT
 from nat_traverse.wire.hello import Mode
+from nat_traverse.wire.sealed import HEADER_SIZE, INDEX_SIZE, PREFIX
 from support.ends import free_ports
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from nat_traverse.link.link import Link
     from nat_traverse.link.stream import Stream
@@ -53,12 +55,15 @@ async def tunnel_holes(
 
 @asynccontextmanager
 async def links(
-    *, observe: Callable[[Event], None] | None = None
+    *,
+    observe: Callable[[Event], None] | None = None,
+    purpose: Purpose = Purpose.PROGRAM,
+    consent: float = CONSENT,
 ) -> AsyncIterator[tuple[Link, Link]]:
     """Two links that are connected to each other; the first one is the client."""
     async with tunnel_holes() as holes:
         made = await asyncio.gather(
-            *(establish(hole, SECRET, Purpose.PROGRAM, observe) for hole in holes)
+            *(establish(hole, SECRET, purpose, observe, consent=consent) for hole in holes)
         )
         try:
             yield made[0], made[1]
@@ -147,3 +152,90 @@ class Accepting:
             self._arrived.clear()
             await self._arrived.wait()
         return self.protocols[number]
+
+
+INDEX, FOREIGN = b"\x11\x22\x33\x44", b"\x99\x99\x99\x99"  # a key's, and one of nobody
+
+
+def sealed(number: int, size: int, index: bytes = INDEX) -> bytes:
+    """Return what looks like a sealed datagram of `size` bytes; `number` is in it."""
+    head = PREFIX + index + number.to_bytes(HEADER_SIZE - 8, "little")
+    return head.ljust(size, b"\xee")
+
+
+class Sealing:
+    """Has the sealed datagrams of a link: takes those with INDEX for the peer's, and notes all."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.names: Sequence[bytes] = (INDEX,)
+        self.runs: list[tuple[bytes, int]] = []
+        self.came: list[bytes] = []  # one by one
+        self.frames: list[tuple[int, bytes]] = []
+        self.moved = 0
+        self.sizes: list[int] = []  # to which the path was narrowed
+        self.unsent: list[tuple[memoryview, int]] = []
+        self.writable = 0  # how often there was room again
+        self.changed = asyncio.Event()
+        link.sealed_user = self
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of what came from the peer."""
+        return [
+            int.from_bytes(each[8:HEADER_SIZE], "little")
+            for each in self.came
+            if each[4 : 4 + INDEX_SIZE] == INDEX
+        ]
+
+    def sealed_received(self, runs: Sequence[tuple[bytes, int]], now: float) -> int:
+        assert now <= self.link.loop.time()
+        genuine = 0
+        for run, size in runs:
+            found = [run[at : at + size] for at in range(0, len(run), size)]
+            assert all(each.startswith(PREFIX[:1]) for each in found)
+            self.runs.append((run, size))
+            self.came += found
+            genuine += sum(each[4 : 4 + INDEX_SIZE] == INDEX for each in found)
+        self.changed.set()
+        return genuine
+
+    def frame_received(self, kind: int, value: bytes) -> None:
+        self.frames.append((kind, value))
+        self.changed.set()
+
+    def send(self, run: bytes, size: int) -> None:
+        """Send a run, the rest of it when there is room."""
+        self.unsent.append((memoryview(run), size))
+        if len(self.unsent) == 1:
+            self._go_on()
+
+    def sealed_writable(self) -> None:
+        self.writable += 1
+        assert self.unsent
+        self._go_on()
+        self.changed.set()
+
+    def _go_on(self) -> None:
+        while self.unsent:
+            run, size = self.unsent[0]
+            taken = self.link.send_sealed(run, size)
+            assert taken % size == 0 or taken == len(run)
+            if taken < len(run):
+                self.unsent[0] = run[taken:], size
+                return
+            del self.unsent[0]
+
+    def path_changed(self) -> None:
+        self.moved += 1
+        self.changed.set()
+
+    def path_narrowed(self, datagram_size: int) -> None:
+        self.sizes.append(datagram_size)
+        self.changed.set()
+
+    async def until(self, condition: Callable[[Sealing], object]) -> None:
+        """Wait until something is so."""
+        while not condition(self):
+            self.changed.clear()
+            await self.changed.wait()

@@ -18,7 +18,7 @@ from nat_traverse.tunnel.engine import StreamData
 from nat_traverse.tunnel.events import Proven
 from nat_traverse.tunnel.proof import RANDOM_SIZE, Means, Proof
 from nat_traverse.tunnel.quic import QuicEngine, connection_name
-from nat_traverse.tunnel.secure import SecureTunnel
+from nat_traverse.tunnel.secure import CONSENT, SecureTunnel
 from nat_traverse.tunnel.transcript import Binding
 from nat_traverse.wire.hello import Mode
 from support.pair import LEFT, RIGHT, TO_LEFT, TO_RIGHT
@@ -128,6 +128,7 @@ class SecurePair:
         means: tuple[Means, Means] = (SECRET, SECRET),
         purposes: tuple[int, int] = (PURPOSE, PURPOSE),
         keepalive: float = 15.0,
+        consent: float = CONSENT,
         nonces: tuple[bytes, bytes] = (LARGE, SMALL),
     ) -> None:
         self.nonces = nonces
@@ -151,10 +152,12 @@ class SecurePair:
         self.right = _side("right", handshakes, RIGHT)
         self.sides = self.left, self.right
         for side, mean, purpose in zip(self.sides, means, purposes, strict=True):
-            self._make_tunnel(side, mean, purpose, keepalive)
+            self._make_tunnel(side, mean, purpose, keepalive, consent)
         self.settle()
 
-    def _make_tunnel(self, side: Side, means: Means, purpose: int, keepalive: float) -> None:
+    def _make_tunnel(
+        self, side: Side, means: Means, purpose: int, keepalive: float, consent: float
+    ) -> None:
         is_client = side is self.left
 
         def make_proof(fingerprint: bytes) -> Proof:
@@ -169,7 +172,13 @@ class SecurePair:
             name=connection_name(*self.nonces),
         )
         side.tunnel = SecureTunnel(
-            side.handshake, side.connected, side.engine, make_proof, self.now, keepalive=keepalive
+            side.handshake,
+            side.connected,
+            side.engine,
+            make_proof,
+            self.now,
+            keepalive=keepalive,
+            consent=consent,
         )
 
     def other(self, side: Side) -> Side:

@@ -6,6 +6,7 @@ import pathlib
 import secrets
 import socket
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from nat_traverse import session
 from nat_traverse.errors import EXIT_NO_PATH, LocalNetworkError, PeerGoneError
 from nat_traverse.model import Endpoint, Generation, Path, Rung
 from nat_traverse.net.udp import UdpSocket
+from nat_traverse.punch.handshake import Handshake
 from nat_traverse.punch.machine import (
     Connected,
     DeadlinePassed,
@@ -26,6 +28,7 @@ from nat_traverse.punch.machine import (
 from nat_traverse.punch.settings import (
     DATAGRAM_SIZE,
     DEFAULT_RATE,
+    LARGE_DATAGRAM_SIZE,
     HandshakeSettings,
     Hard,
     LadderSettings,
@@ -184,24 +187,28 @@ def refuse_ipv6(monkeypatch: pytest.MonkeyPatch, *, times: int) -> list[int]:
 
 class TestLargestDatagram:
     @pytest.mark.parametrize(
-        ("mtu", "ipv4", "ipv6"),
+        ("mtu", "wanted", "ipv4", "ipv6"),
         [
-            (None, DATAGRAM_SIZE, DATAGRAM_SIZE),
-            (65_536, DATAGRAM_SIZE, DATAGRAM_SIZE),
-            (1400, 1372, 1352),
-            (1280, 1252, 1232),
-            (68, 40, 20),
-            (20, 1, 1),
+            (None, DATAGRAM_SIZE, DATAGRAM_SIZE, DATAGRAM_SIZE),
+            (65_536, DATAGRAM_SIZE, DATAGRAM_SIZE, DATAGRAM_SIZE),
+            (1500, LARGE_DATAGRAM_SIZE, LARGE_DATAGRAM_SIZE, LARGE_DATAGRAM_SIZE),
+            (1492, LARGE_DATAGRAM_SIZE, LARGE_DATAGRAM_SIZE, 1444),
+            (1400, LARGE_DATAGRAM_SIZE, 1372, 1352),
+            (1400, DATAGRAM_SIZE, 1372, 1352),
+            (1280, DATAGRAM_SIZE, 1252, 1232),
+            (68, DATAGRAM_SIZE, 40, 20),
+            (20, DATAGRAM_SIZE, 1, 1),
         ],
     )
     def test_what_the_kernel_knows(
-        self, monkeypatch: pytest.MonkeyPatch, mtu: int | None, ipv4: int, ipv6: int
+        self, monkeypatch: pytest.MonkeyPatch, mtu: int | None, wanted: int, ipv4: int, ipv6: int
     ) -> None:
         monkeypatch.setattr(session, "path_mtu", lambda _: mtu)
-        assert (_largest_datagram(IPV4), _largest_datagram(IPV6)) == (ipv4, ipv6)
+        assert (_largest_datagram(IPV4, wanted), _largest_datagram(IPV6, wanted)) == (ipv4, ipv6)
 
-    def test_loopback(self) -> None:
-        assert _largest_datagram(IPV4) == DATAGRAM_SIZE
+    @pytest.mark.parametrize("wanted", [DATAGRAM_SIZE, LARGE_DATAGRAM_SIZE])
+    def test_loopback(self, wanted: int) -> None:
+        assert _largest_datagram(IPV4, wanted) == wanted
 
 
 # -- the whole, over loopback ---------------------------------------------------------------------
@@ -269,6 +276,117 @@ def test_two_sides_find_each_other(peer: str) -> None:
         assert Settled in right.kinds()
         for hole in holes:
             hole.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "::1"])
+def test_a_peer_that_is_out_of_reach_on_the_agreed_ports(peer: str) -> None:
+    """It is found on the spare pair, and told of as on any other path."""
+
+    async def main() -> None:
+        left, right = both(peer)
+        spares = free_ports()
+        with ExitStack() as stack:
+            # Whatever each sends to the other's agreed port goes to somebody else.
+            for side, spare in ((left, spares), (right, spares[::-1])):
+                family = socket.AF_INET6 if ":" in peer else socket.AF_INET
+                deaf = stack.enter_context(UdpSocket(family, 0))
+                side.settings = replace(
+                    side.settings, remote_port=deaf.local.port, spare=spare, legacy=False
+                )
+            holes = await asyncio.gather(left.punch(), right.punch())
+        for side, hole, (ours, theirs) in zip(
+            (left, right), holes, (spares, spares[::-1]), strict=True
+        ):
+            assert hole.connected.path.remote == Endpoint(peer, theirs)
+            assert hole.socket.local.port == ours
+            assert PortChosen(ours) in side.events
+            assert side.opened.result().local_port == side.settings.local_port
+            (agreed,) = hole.others.values()
+            assert agreed.local.port == side.settings.local_port
+            hole.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("size", [DATAGRAM_SIZE, LARGE_DATAGRAM_SIZE])
+def test_datagrams_are_as_large_as_there_is_use_for(size: int) -> None:
+    async def main() -> None:
+        sides = both()
+        for side in sides:
+            side.settings = replace(side.settings, datagram_size=size, mode=Mode.TUNNEL)
+        holes = await asyncio.gather(*(side.punch() for side in sides))
+        for hole in holes:
+            hole.close()
+        assert [hole.connected.datagram_size for hole in holes] == [size, size]
+
+    run(main())
+
+
+def test_a_spare_pair_changes_nothing_where_the_agreed_one_works() -> None:
+    async def main() -> None:
+        left, right = both()
+        spares = free_ports()
+        left.settings = replace(left.settings, spare=spares, legacy=False)
+        # The other side knows of none: it has just been started.
+        for side, hole in zip(
+            (left, right), await asyncio.gather(left.punch(), right.punch()), strict=True
+        ):
+            assert hole.connected.path == Path(0, Endpoint("127.0.0.1", side.settings.remote_port))
+            assert not any(isinstance(event, PortChosen) for event in side.events)
+            hole.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("which", ["another program's", "the agreed one"])
+def test_a_spare_port_that_is_in_use_does_no_harm(which: str) -> None:
+    async def main() -> None:
+        left, right = both()
+        with UdpSocket(socket.AF_INET, 0) as taken:
+            mine = left.settings.local_port if which == "the agreed one" else taken.local.port
+            left.settings = replace(left.settings, spare=(mine, 7), legacy=False)
+            right.settings = replace(right.settings, spare=(7, mine), legacy=False)
+            holes = await asyncio.gather(left.punch(), right.punch())
+            assert [len(holes[0].others), holes[0].connected.path.socket] == [0, 0]
+            for hole in holes:
+                hole.close()
+
+    run(main())
+
+
+def test_a_spare_pair_in_the_families_that_the_peer_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve(_: str, port: int) -> list[Endpoint]:
+        return [IPV6._replace(port=port), IPV4._replace(port=port)]
+
+    monkeypatch.setattr(session, "resolve", resolve)
+    paths: list[Path] = []
+
+    def handshake(settings: HandshakeSettings, agreed: list[Path], now: float) -> Handshake:
+        paths.extend(agreed)
+        return Handshake(settings, agreed, now)
+
+    monkeypatch.setattr(session, "Handshake", handshake)
+
+    async def main() -> None:
+        left, _ = both("two.example")
+        mine, theirs = free_ports()
+        with UdpSocket(socket.AF_INET, mine):  # of one family it can't be had
+            left.settings = replace(left.settings, spare=(mine, theirs))
+            punching = asyncio.ensure_future(left.punch())
+            await left.opened
+            await asyncio.sleep(0.01)
+            punching.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await punching
+        agreed = left.settings.remote_port
+        assert [(path.remote.host, path.remote.port) for path in paths] == [
+            ("::1", agreed),
+            ("127.0.0.1", agreed),
+            ("::1", theirs),
+        ]
+        assert len({path.socket for path in paths}) == 3
 
     run(main())
 

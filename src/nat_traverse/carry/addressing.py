@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from nat_traverse.errors import NotAgreedError, UsageError
+from nat_traverse.net.tun import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 Interface: TypeAlias = "ipaddress.IPv4Interface | ipaddress.IPv6Interface"
 Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
 Address: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
-
-# IFNAMSIZ of Linux is 16, with the zero byte at the end.
-LONGEST_NAME: Final = 15
 
 # Pairs of addresses that are remembered: more than two sites have that talk to each other at a
 # time, and little to keep for whoever makes up pairs.
@@ -61,7 +59,7 @@ def make_plan(
 ) -> Plan:
     """Read what was given on a command line; raises UsageError."""
     if device is not None:
-        _check_name(device)
+        check_name(device)
     if user == "":
         raise UsageError("--user wants the name of a user, not an empty word")
     plan = Plan(
@@ -224,14 +222,3 @@ def _parse_network(option: str, text: str) -> Network:
     if network.is_multicast or (network.is_loopback and network.prefixlen):
         raise UsageError(f"{option} {text}: that network can't be behind a tunnel")
     return network
-
-
-def _check_name(name: str) -> None:
-    """Refuse what Linux refuses as the name of a device; `%` would make it a pattern."""
-    size = len(name.encode())
-    odd = any(each in "/:%" or each.isspace() or not each.isprintable() for each in name)
-    if not 0 < size <= LONGEST_NAME or odd or name in (".", ".."):
-        raise UsageError(
-            f"--vpn-device {name!r}: a device's name has 1 to {LONGEST_NAME} bytes, without spaces,"
-            " slashes, colons and percent signs"
-        )

@@ -71,6 +71,8 @@ _SMALLEST_PART: Final = 600
 # How often the way around the VPN is looked at (s), where there is one: some lines of a table.
 _LOOK: Final = 1.0
 
+_OF_KEYS: Final = (Frame.KEY_OFFER, Frame.KEY_ANSWER, Frame.KEY_CONFIRM, Frame.KEY_WANTED)
+
 # s that both sides have to agree on keys and addresses; three round trips and their repetitions.
 _PATIENCE: Final = 15.0
 
@@ -199,6 +201,7 @@ class _Session:
         self._unsent: deque[tuple[memoryview, int]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._limit: asyncio.TimerHandle | None = None
+        self._refused_before = device.tun.refused
         self._unsealed = 0  # parts that there was no key for
         self._is_up = False
         self._reading = False
@@ -230,6 +233,7 @@ class _Session:
         counts = Counter(self._joiner.dropped)
         counts["too large"] = self._cutter.too_large
         counts["unusable"] = self._cutter.unusable
+        counts["refused by the kernel"] = self._tun.refused - self._refused_before
         counts["without a key"] = self._unsealed
         counts["forged"] = keying.forged
         counts["replayed"] = keying.replayed
@@ -240,7 +244,7 @@ class _Session:
         try:
             if kind == Frame.NETWORK:
                 self._take_terms(decode_terms(value))
-            else:
+            elif kind in _OF_KEYS:
                 self._keying.receive_frame(kind, value, self._loop.time())
             self._go_on()
         except RemoteProtocolError as error:
@@ -266,8 +270,10 @@ class _Session:
             self._set_largest(largest)
         except NatTraverseError as error:
             self._fail(error, Closing.STOPPED, "")
-        else:
-            self._vpn.observe(VpnNarrowed(self._device.name, self._cutter.mtu))
+            return
+        # Without the right to change it, senders are told of it one by one, by ICMP.
+        if self._device.mtu == self._cutter.mtu:
+            self._vpn.observe(VpnNarrowed(self._device.name, self._device.mtu))
 
     def _take_terms(self, theirs: Terms) -> None:
         if self._agreement is not None:
@@ -350,11 +356,20 @@ class _Session:
         keying, parts = self._keying, []
         for run, size in runs:
             parts += keying.open_run(run, size, now)
+        if parts and not self._is_up:
+            self._begin_early()
         if self._is_up:
             write = self._tun.write
             for frame in self._joiner.join(parts):
                 write(frame)
         return len(parts)
+
+    def _begin_early(self) -> None:
+        """Begin by the peer's first packets, which may be here before its KEY_CONFIRM."""
+        try:
+            self._go_on()
+        except NatTraverseError as error:
+            self._fail(error, Closing.STOPPED, "")
 
     def _admits(self, source: bytes, destination: bytes) -> bool:
         return self._agreement is not None and self._agreement.admits(source, destination)

@@ -292,6 +292,7 @@ class Report:
 
     def _opened(self, event: Opened) -> None:
         self._local_port = event.local_port
+        self._path_port = None
         peers = ", ".join(map(str, event.remotes))
         sources = " and ".join(bracketed(source.host) for source in event.sources)
         self._tell(

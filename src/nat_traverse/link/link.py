@@ -368,10 +368,7 @@ class Link:
                 # Both kinds in one run, since their sizes happen to be the same.
                 mine, theirs = _sorted_out(each)
                 others += theirs
-                data = b"".join(mine)
-                if len(mine) > 1 and len(data) % size:
-                    runs.append((mine.pop(), size))  # the last one, which is shorter
-                    data = b"".join(mine)
+                data = b"".join(mine)  # a run again: only the last one may be shorter
             if address != sender:
                 self._hand_over(user, runs, sender, number, now)
                 runs, sender = [], address
@@ -580,6 +577,9 @@ class Link:
     def _unblock(self, sock: UdpSocket) -> None:
         self._blocked = None
         self.loop.remove_writer(sock.fileno())
+        self._send_on()
+
+    def _send_on(self) -> None:
         self._settle()  # first: the engine's few packets keep the tunnel alive
         if self._sealed_waits and self._sealed_user is not None and self._running:
             self._sealed_waits = False
@@ -775,6 +775,7 @@ class Link:
             if self._blocked is sock:
                 self.loop.remove_writer(sock.fileno())
                 self._blocked = None
+                self.loop.call_soon(self._guarded, self._send_on)
             sock.close()
 
 

@@ -89,8 +89,8 @@ _OFFLOADS: Final = (
 
 
 def check_name(name: str) -> None:
-    """Raise `UsageError` if no device can be called `name`, and it is not AUTOMATIC either."""
-    if name != AUTOMATIC and not _NAME.fullmatch(name):
+    """Raise `UsageError` if no device can be called `name`."""
+    if not _NAME.fullmatch(name):
         raise UsageError(
             f"No network device can be called {name!r}: at most 15 letters, digits, '_', '-' and"
             " '.', of which the first is a letter, a digit or '_'."
@@ -105,7 +105,8 @@ class Tun:
     """
 
     def __init__(self, name: str = AUTOMATIC) -> None:
-        check_name(name)
+        if name != AUTOMATIC:
+            check_name(name)
         if not features.IS_LINUX:
             raise DeviceError("A VPN is not yet on this system: so far only Linux has its device.")
         try:

@@ -502,7 +502,7 @@ class SecureTunnel:
                 self._end()
 
     def _check_consent(self, now: float) -> None:
-        if now - self._heard >= self.consent:
+        if now >= self._heard + self.consent:
             self._finish(PeerVanished(errno.ETIMEDOUT))
         else:
             self._timers["consent"] = self._heard + self.consent

@@ -77,7 +77,7 @@ class TestMakePlan:
         "name", ["", "a/b", "sixteen-bytes-ab", "nat%d", "a b", ".", "..", "a:1"]
     )
     def test_a_name_that_linux_refuses(self, name: str) -> None:
-        with pytest.raises(UsageError, match="--vpn-device"):
+        with pytest.raises(UsageError, match="No network device can be called"):
             make_plan(addresses=["10.0.0.1/24"], device=name)
 
     def test_an_empty_user(self) -> None:

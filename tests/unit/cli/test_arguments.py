@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from ipaddress import ip_interface, ip_network
 
 import pytest
 
+from nat_traverse.carry.addressing import Plan
 from nat_traverse.cli import options
 from nat_traverse.cli.arguments import HINT, ShowHelp, ShowVersion, parse
 from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE, Connect, Demo, Keygen
@@ -53,6 +55,7 @@ def test_defaults() -> None:
         dynamics=(),
         exposed=(),
         retry=False,
+        vpn=None,
         secret=None,
         secret_file=None,
         identity=None,
@@ -235,6 +238,8 @@ def test_no_keepalive(word: str) -> None:
         "--retry --cmd ls",
         "--retry -L 1:h:2",
         "--retry --expose h:1",
+        "--retry --vpn 10.0.0.1/24",
+        "--secret x --vpn 10.0.0.1/24 --keepalive 1",
         "--plain --cmd ls",
         "--plain -q",
         "--plain --handoff ls",
@@ -257,6 +262,16 @@ def test_what_goes_together(words: str) -> None:
         ("--plain -L 1:h:2", "--plain excludes -L, which needs the encrypted tunnel"),
         ("--plain --expose h:1", "--plain excludes --expose"),
         ("--plain --datagrams", "--plain excludes --datagrams"),
+        ("--vpn 10.0.0.1/24 --cmd ls", "--vpn and --cmd exclude each other: a tunnel is for one"),
+        ("--vpn 10.0.0.1/24 --datagrams", "--vpn and --datagrams exclude each other"),
+        ("--vpn 10.0.0.1/24 --datagrams --cmd ls", "--vpn and --datagrams exclude each other"),
+        ("--vpn 10.0.0.1/24 -L 1:h:2", "-L and --vpn exclude each other"),
+        ("--vpn 10.0.0.1/24 -L 1:h:2 --cmd ls", "-L and --vpn exclude each other"),
+        ("--vpn 10.0.0.1/24 --expose h:2", "--expose and --vpn exclude each other"),
+        ("--plain --vpn 10.0.0.1/24", "--plain excludes --vpn, which needs the encrypted tunnel"),
+        ("-q --vpn 10.0.0.1/24", "--vpn needs a tunnel, and this command makes none"),
+        ("--handoff ls --vpn 10.0.0.1/24", "--vpn needs a tunnel, and this command makes none"),
+        ("-q --cmd ls --vpn 10.0.0.1/24", "--vpn needs a tunnel"),
         ("--plain --retry --cmd ls", "--plain excludes --retry"),
         ("--plain --secret x", "--plain excludes --secret"),
         ("--plain --secret-file x", "--plain excludes --secret-file"),
@@ -267,12 +282,71 @@ def test_what_goes_together(words: str) -> None:
         ("--handoff ls --datagrams", "--datagrams needs a tunnel"),
         ("--handoff ls --secret x", "--secret proves who is at the other end of a tunnel"),
         ("-q --identity x", "--identity proves who is at the other end of a tunnel"),
-        ("--retry", "--retry needs a port forward or --cmd"),
-        ("--retry --datagrams", "--retry needs a port forward or --cmd"),
+        ("--retry", "--retry needs a port forward, --vpn or --cmd"),
+        ("--retry --datagrams", "--retry needs a port forward, --vpn or --cmd"),
     ],
 )
 def test_what_does_not_go_together(words: str, text: str) -> None:
     (line,) = refusal(*words.split(), "1:h:2")
+    assert line.startswith(text)
+
+
+# -- the VPN --------------------------------------------------------------------------------------
+
+
+def test_a_vpn_with_all_that_belongs_to_it() -> None:
+    settings = connect(
+        *("--vpn", "10.77.0.1/24", "--vpn=fd77::1/64", "--vpn-device", "work0"),
+        *("--route", "192.168.7.0/24", "--route=fd07::/64", "--route", "0.0.0.0/0"),
+        *("--announce", "192.168.8.9/24", "--user", "nobody", "--user", "daemon"),
+    )
+    assert settings.vpn == Plan(
+        (ip_interface("10.77.0.1/24"), ip_interface("fd77::1/64")),
+        (ip_network("192.168.7.0/24"), ip_network("fd07::/64"), ip_network("0.0.0.0/0")),
+        (ip_network("192.168.8.0/24"),),
+        "work0",
+        "daemon",
+    )
+    assert not settings.forwards
+    assert not settings.is_plain
+    alone = connect("--vpn", "10.77.0.1/24").vpn
+    assert alone == Plan((ip_interface("10.77.0.1/24"),))
+
+
+def test_names_of_options_may_be_cut_short() -> None:
+    words = ("--vpn", "10.0.0.1/24", "--vpn-d", "x", "--rou", "10.1.0.0/16", "--an=::/0")
+    plan = connect(*words, "--vpn", "fd00::1/64", "--u", "nobody").vpn
+    assert plan is not None
+    assert refusal("--vp", "10.0.0.1/24", "1:h:2") == ["Option vp is ambiguous (vpn, vpn-device)"]
+    assert (len(plan.addresses), plan.device, plan.user) == (2, "x", "nobody")
+    assert list(map(str, plan.routes + plan.announced)) == ["10.1.0.0/16", "::/0"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("vpn-device", "x"), ("route", "10.0.0.0/8"), ("announce", "10.0.0.0/8"), ("user", "x")],
+)
+def test_what_is_about_a_vpn_needs_one(option: str, value: str) -> None:
+    (line,) = refusal(f"--{option}", value, "1:h:2")
+    assert line == f"--{option} is about a VPN, and --vpn is missing"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--vpn", ""), "--vpn : the length of the network is missing"),
+        (("--vpn", "10.0.0.1"), "--vpn 10.0.0.1: the length of the network is missing"),
+        (("--vpn", "x/24"), "--vpn 'x/24' is no address with its network"),
+        (("--vpn", "10.0.0.1/24", "--route", "x"), "--route 'x' is no network"),
+        (("--vpn", "10.0.0.1/24", "--announce", ""), "--announce '' is no network"),
+        (("--vpn", "10.0.0.1/24", "--route", "::/0"), "--route ::/0 needs an IPv6 address"),
+        (("--vpn", "10.0.0.1/24", "--vpn-device", "a/b"), "can be called 'a/b'"),
+        (("--vpn", "10.0.0.1/24", "--vpn-device", ""), "can be called ''"),
+        (("--vpn", "10.0.0.1/24", "--user", ""), "--user wants the name of a user"),
+    ],
+)
+def test_what_is_no_vpn(words: tuple[str, ...], text: str) -> None:
+    (line,) = refusal(*words, "1:h:2")
     assert line.startswith(text)
 
 

@@ -70,6 +70,14 @@ def test_groups_hold_every_option_once() -> None:
         assert sorted(map(id, grouped)) == sorted(map(id, command.options))
 
 
+def test_what_is_about_a_vpn_is_together() -> None:
+    members = dict(TUNNEL.groups())[options.NETWORK]
+    names = ["vpn", "vpn-device", "route", "announce", "user"]
+    assert [option.name for option in members] == names
+    assert all(option.kind == options.STRING for option in members)
+    assert options.VPN.spelling == "--vpn ADDR/PREFIX"
+
+
 def test_spelling_and_synopsis() -> None:
     assert options.WINDOW.spelling == "--window N"
     assert options.QUIET.spelling == "--quiet"

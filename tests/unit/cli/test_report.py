@@ -14,6 +14,7 @@ from nat_traverse.carry.datagram_relay import DatagramsDropped, DatagramTooLarge
 from nat_traverse.carry.receiver import OutputOverflowed
 from nat_traverse.carry.stream_relay import AllArrived, AllDelivered
 from nat_traverse.carry.streams import Forwarded, ForwardRefused, Listening, ListeningEnded
+from nat_traverse.carry.vpn import VpnDropped, VpnNarrowed, VpnUp
 from nat_traverse.cli.explain import Explanation
 from nat_traverse.cli.report import (
     EVENT_FIELDS,
@@ -120,6 +121,8 @@ BY_KEYS = Outcome(code=None, peer_key=bytes(32), purpose=1, by_secret=False)
 BY_BOTH = Outcome(code=None, peer_key=bytes(32), purpose=1, by_secret=True)
 REFUSED_THERE = ForwardRefused("-L 1:h:2", True, Word.NOT_EXPOSED, "not \\x1b[2Jexposed")
 REFUSED_HERE = ForwardRefused("h:2", False, Word.REFUSED, "nobody listens there")
+VPN_UP = VpnUp("nat0", 1350, ("10.77.0.1/24",), ("10.77.0.2",), ("192.168.7.0/24",))
+VPN_DROPPED = VpnDropped({"foreign": 3, "malformed": 1})
 
 TUNNEL_EVENTS: list[tuple[Any, int, str, str]] = [
     (Rejected(WrongSecretError(), 2), NORMAL, "rejected", "Someone who does not know the secret"),
@@ -131,6 +134,10 @@ TUNNEL_EVENTS: list[tuple[Any, int, str, str]] = [
     (REFUSED_THERE, NORMAL, "forward-refused", "-L 1:h:2: refused by the other side: not \\x1b[2J"),
     (REFUSED_HERE, NORMAL, "forward-refused", "h:2: refused by this side: nobody listens there"),
     (Forwarded("-L 1:h:2", "[::1]:7"), VERBOSE, "forwarded", "-L 1:h:2: a connection from [::1]:7"),
+    (VPN_UP, NORMAL, "vpn-up", "nat0 is up: 10.77.0.1/24 here, 10.77.0.2 there, and 192.168.7.0/"),
+    (VpnNarrowed("nat0", 1200), NORMAL, "vpn-narrowed", "the MTU of nat0 is 1200 now"),
+    (VPN_DROPPED, NORMAL, "vpn-dropped", "did not pass: foreign 3, malformed 1"),
+    (events.PeerClosed(Closing.NOT_AGREED, "7"), VERBOSE, "closed", "the tunnel: not agreed"),
     (DatagramTooLarge(1500, 1300), NORMAL, "too-large", "1500 bytes was not sent: the path takes"),
     (DatagramsDropped(), NORMAL, "overflowed", "read more slowly than the peer sends"),
     (AllArrived(2_000_000), VERBOSE, "finished", "has sent all: 2,000,000 bytes arrived"),
@@ -369,6 +376,40 @@ def test_json_of_a_connection_over_another_port(capsys: Capture) -> None:
     # What the other side has to be told has not changed.
     assert told.agreed_port == 40000
     assert told.other_side.endswith(":40000")
+
+
+def test_a_spare_pair_of_ports_is_none_that_the_user_agreed_on(capsys: Capture) -> None:
+    told = report(JsonReport)
+    told.observe(OPENED)
+    told.observe(PortChosen(51_000))
+    spare = PATH._replace(remote=PEER._replace(port=52_000))
+    told.observe(CONNECTED._replace(path=spare, agreed=True))
+    line = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert (line["local_port"], line["strategy"], line["agreed"]) == (51_000, "direct", False)
+    assert line["peer"].endswith(":52000")
+    assert told.agreed_port == 40000
+
+
+def test_the_port_of_an_earlier_path_is_not_told_of_a_later_one(capsys: Capture) -> None:
+    told = report(JsonReport)
+    for event in (OPENED, PortChosen(51_000), CONNECTED):
+        told.observe(event)
+    told.lost("It is gone.")
+    for event in (OPENED, CONNECTED):  # on the agreed ports this time
+        told.observe(event)
+    line = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert (line["local_port"], line["agreed"]) == (40_000, True)
+
+
+def test_json_of_a_vpn(capsys: Capture) -> None:
+    told_of(VPN_UP, JsonReport)
+    told_of(VPN_DROPPED, JsonReport)
+    up, dropped = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (up["device"], up["mtu"]) == ("nat0", 1350)
+    assert up["addresses"] == ["10.77.0.1/24"]
+    assert up["peers"] == ["10.77.0.2"]
+    assert up["routes"] == ["192.168.7.0/24"]
+    assert dropped["counts"] == {"foreign": 3, "malformed": 1}
 
 
 def test_json_of_a_strategy(capsys: Capture) -> None:

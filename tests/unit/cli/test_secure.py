@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import random
 import signal
 import socket
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from nat_traverse.carry.addressing import make_plan
 from nat_traverse.cli import main, secure
 from nat_traverse.cli.arguments import parse
 from nat_traverse.cli.settings import Connect
+from nat_traverse.errors import (
+    DeniedError,
+    DeviceError,
+    NatTraverseError,
+    NotAgreedError,
+    PeerGoneError,
+)
 from nat_traverse.link.establish import Purpose
+from nat_traverse.punch.settings import DATAGRAM_SIZE, LARGE_DATAGRAM_SIZE
+from nat_traverse.tunnel.events import Closing
 from nat_traverse.wire.hello import HELLO_MAGIC, Mode
 from support.ends import free_ports
 from support.forwards import unused_port
@@ -27,6 +40,9 @@ from support.programs import ours
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from nat_traverse.api import Settings
+    from nat_traverse.carry.addressing import Plan
+    from nat_traverse.session import PunchSettings
     from support.programs import Program
 
 PHRASE = "correct horse battery"
@@ -53,6 +69,7 @@ def requested(*words: str) -> Connect:
         (("--datagrams", "--cmd", "ls"), Purpose.DATAGRAMS, False),
         (("-L", "1:h:2"), Purpose.FORWARDS, False),
         (("--expose", "h:2"), Purpose.FORWARDS, False),
+        (("--vpn", "10.0.0.1/24"), Purpose.VPN, False),
     ],
 )
 def test_what_is_to_be_reached(words: tuple[str, ...], purpose: Purpose, legacy: bool) -> None:
@@ -62,7 +79,168 @@ def test_what_is_to_be_reached(words: tuple[str, ...], purpose: Purpose, legacy:
     assert settings.punch.legacy is legacy
     assert settings.punch.mode is Mode.TUNNEL
     assert settings.keepalive == 7.0
+    large = purpose is Purpose.VPN  # whose packets have to fit inside
+    assert settings.punch.datagram_size == (LARGE_DATAGRAM_SIZE if large else DATAGRAM_SIZE)
     assert (settings.punch.local_port, settings.punch.remote_port) == (40000, 40001)
+
+
+@pytest.mark.parametrize(
+    ("words", "consent"),
+    [
+        ((), 30.0),
+        (("--keepalive", "1"), 30.0),  # without another try, patience costs nothing
+        (("--retry", "--keepalive", "1"), 3.0),
+        (("--retry", "--keepalive", "2"), 6.0),
+        (("--retry",), 30.0),
+        (("--retry", "--keepalive", "25"), 30.0),
+    ],
+)
+def test_how_long_the_peer_may_be_silent(words: tuple[str, ...], consent: float) -> None:
+    assert secure._settings(requested("-D", "0", *words)).consent == consent
+    assert secure._settings(requested("--vpn", "10.0.0.1/24", *words)).consent == consent
+
+
+class Lost:
+    """A link as far as `--retry` is concerned; `use` ends with `error`."""
+
+    def __init__(self, error: Exception | None, *, is_client: bool = True) -> None:
+        self.error = error
+        self.tunnel = SimpleNamespace(session=b"of this link", is_client=is_client)
+        self.aborted: list[object] = []
+
+    def abort(self, code: object = None) -> None:
+        self.aborted.append(code)
+
+
+class Told:
+    """A report that notes when a tunnel is lost."""
+
+    agreed_port = 40_007
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def lost(self, text: str) -> None:
+        self.texts.append(text)
+
+
+class FakeVpn:
+    """A VPN that notes what is done to it, and does what its links say."""
+
+    def __init__(self, plan: Plan, _observe: object) -> None:
+        self.plan = plan
+        self.done: list[object] = []
+        made.append(self)
+
+    def open(self) -> None:
+        self.done.append("open")
+        if unable:
+            raise unable[0]
+
+    async def use(self, link: Lost) -> None:
+        self.done.append(link)
+        if link.error is not None:
+            raise link.error
+
+    def close(self) -> None:
+        self.done.append("close")
+
+
+made: list[FakeVpn] = []
+unable: list[NatTraverseError] = []
+
+
+def carry(
+    monkeypatch: pytest.MonkeyPatch, links: list[Lost], *words: str
+) -> tuple[list[Settings], Told, int]:
+    """Run a VPN over these links, one after the other: what was looked for, told and returned."""
+    made.clear()
+    wanted: list[Settings] = []
+    told = Told()
+    coming = iter(links)
+
+    async def watched(_report: object, _reach: object, settings: Settings) -> Lost:
+        wanted.append(settings)
+        return next(coming)
+
+    monkeypatch.setattr("nat_traverse.carry.vpn.Vpn", FakeVpn)
+    monkeypatch.setattr(secure, "watched", watched)
+    monkeypatch.setattr(secure, "_REST", 0.0)
+    told.observe = lambda _: None  # type: ignore[attr-defined]
+    request = requested("--vpn", "10.0.0.1/24", *words)
+    code = asyncio.run(secure.use_secure(request, told))  # type: ignore[arg-type]
+    assert isinstance(code, int)
+    return wanted, told, code
+
+
+class TestVpn:
+    @pytest.fixture(autouse=True)
+    def able(self) -> Iterator[None]:
+        unable.clear()
+        yield
+        unable.clear()
+
+    def test_is_over_with_its_link(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        link = Lost(None)
+        (settings,), told, code = carry(monkeypatch, [link])
+        assert (code, told.texts) == (0, [])
+        assert settings.purpose is Purpose.VPN
+        assert made[0].done == ["open", link, "close"]
+        assert made[0].plan == make_plan(addresses=["10.0.0.1/24"])
+        assert link.aborted == [Closing.STOPPED]
+
+    def test_goes_on_over_the_next_one_with_the_same_device(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gone = PeerGoneError("Silence. Start both again.", errno.ETIMEDOUT)
+        links = [Lost(None), Lost(gone), Lost(NotAgreedError("Not this address."))]
+        with pytest.raises(NotAgreedError):
+            carry(monkeypatch, links, "--retry")
+        assert made[0].done == ["open", *links, "close"]
+        assert all(each.aborted == [Closing.STOPPED] for each in links)
+
+    def test_looks_for_the_peer_on_a_spare_pair_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        end = KeyboardInterrupt()
+        links = [Lost(None), Lost(None, is_client=False), Lost(end)]  # type: ignore[arg-type]
+        wanted: list[PunchSettings] = []
+        texts: list[str] = []
+        keep = secure._again
+
+        def again(settings: Settings, report: Told, lost: Lost) -> Settings:
+            found = keep(settings, report, lost)  # type: ignore[arg-type]
+            wanted.append(found.punch)
+            texts.extend(report.texts[-1:])
+            return found
+
+        monkeypatch.setattr(secure, "_again", again)
+        with pytest.raises(KeyboardInterrupt):
+            carry(monkeypatch, links, "--retry")
+        first, second = wanted
+        assert (first.timeout, first.local_port, first.remote_port) == (None, 40_007, 40_001)
+        assert first.spare is not None
+        assert second.spare == first.spare[::-1]  # as the other side has it
+        assert texts == ["The other side ended the tunnel."] * 2
+
+    def test_a_lost_link_is_an_error_without_retry(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        gone = PeerGoneError("Silence. Start both again.", errno.ETIMEDOUT)
+        with pytest.raises(PeerGoneError):
+            carry(monkeypatch, [Lost(gone)])
+        assert made[0].done[-1] == "close"
+
+    def test_what_is_missing_here_is_told_before_anybody_is_looked_for(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        unable.append(DeniedError("Not without CAP_NET_ADMIN."))
+        with pytest.raises(DeniedError) as caught:
+            carry(monkeypatch, [])
+        assert caught.value.exit_code == errno.EACCES
+        assert made[0].done == ["open", "close"]
+
+
+def test_errors_of_a_vpn_have_exit_codes() -> None:
+    assert DeviceError("x").exit_code == 1
+    assert DeniedError("x").exit_code == 13
+    assert NotAgreedError("x").exit_code == 9
 
 
 def test_a_secret_is_hidden_and_in_no_text(monkeypatch: pytest.MonkeyPatch) -> None:

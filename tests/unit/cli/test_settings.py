@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nat_traverse.carry import specs
+from nat_traverse.carry.addressing import make_plan
 from nat_traverse.cli.settings import Connect
 from nat_traverse.target import Target
 
@@ -18,6 +19,10 @@ def test_the_secret_is_in_no_text_of_it() -> None:
     assert settings.secret == "hunter2"  # noqa: S105 (the same)
     assert "secret=None" in repr(Connect(TARGET, 180.0))
     assert "secret=''" in repr(Connect(TARGET, 180.0, secret=""))
+    plan = make_plan(addresses=["10.77.0.1/24"], user="nobody")
+    text = repr(Connect(TARGET, 180.0, vpn=plan, secret="hunter2"))  # noqa: S106 (the same)
+    assert "hunter2" not in text
+    assert "10.77.0.1/24" in text
 
 
 @pytest.mark.parametrize(
@@ -36,6 +41,7 @@ def test_what_is_not_encrypted_here(settings: Connect, plain: bool) -> None:
 
 def test_what_is_about_forwards() -> None:
     assert not Connect(TARGET, None, cmd="ls").forwards
+    assert not Connect(TARGET, None, vpn=make_plan(addresses=["10.77.0.1/24"])).forwards
     assert Connect(TARGET, None, locals_=(specs.parse_local("1:h:2"),)).forwards
     assert Connect(TARGET, None, remotes=(specs.parse_remote("1:h:2"),)).forwards
     assert Connect(TARGET, None, dynamics=(specs.parse_dynamic("1"),)).forwards

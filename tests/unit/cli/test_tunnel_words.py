@@ -7,6 +7,7 @@ import pytest
 
 from nat_traverse.api import Rejected, Unfinished
 from nat_traverse.carry.streams import ForwardEvent, ForwardRefused, Traffic
+from nat_traverse.carry.vpn import VpnDropped, VpnNarrowed, VpnUp
 from nat_traverse.cli.report import JsonReport, Report
 from nat_traverse.cli.settings import NORMAL, VERBOSE, Connect
 from nat_traverse.cli.tunnel_words import tunnel_words
@@ -80,6 +81,44 @@ def test_refusals_of_a_proof_have_texts_of_ours() -> None:
         assert told.text.isprintable()
     assert words(Rejected(WrongKeyError("nt-key"), 1)).text.isprintable()
     assert words(Unfinished("Nothing.")).fields == {"message": "Nothing."}
+
+
+def test_a_vpn_is_told_with_all_its_addresses() -> None:
+    one = VpnUp("nat0", 1350, ("10.77.0.1/24",), ("10.77.0.2",), ())
+    told = words(one)
+    assert told.text == "nat0 is up: 10.77.0.1/24 here, 10.77.0.2 there; MTU 1350"
+    assert (told.event, told.level) == ("vpn-up", NORMAL)
+    many = VpnUp(
+        "work0",
+        1400,
+        ("10.77.0.1/24", "fd77::1/64"),
+        ("10.77.0.2", "fd77::2"),
+        ("192.168.7.0/24", "fd07::/64"),
+    )
+    told = words(many)
+    assert told.text == (
+        "work0 is up: 10.77.0.1/24 and fd77::1/64 here, 10.77.0.2 and fd77::2 there,"
+        " and 192.168.7.0/24, fd07::/64 behind it; MTU 1400"
+    )
+    assert told.fields == {
+        "device": "work0",
+        "mtu": 1400,
+        "addresses": ("10.77.0.1/24", "fd77::1/64"),
+        "peers": ("10.77.0.2", "fd77::2"),
+        "routes": ("192.168.7.0/24", "fd07::/64"),
+    }
+
+
+def test_what_becomes_of_a_vpn_is_told() -> None:
+    told = words(VpnNarrowed("nat0", 1200))
+    assert told.text == "the path takes less than before: the MTU of nat0 is 1200 now"
+    assert (told.event, told.fields) == ("vpn-narrowed", {"device": "nat0", "mtu": 1200})
+    told = words(VpnDropped({"too large": 2, "foreign": 17}))
+    assert told.text == "did not pass: foreign 17, too large 2"  # always in the same order
+    assert (told.event, told.fields) == (
+        "vpn-dropped",
+        {"counts": {"too large": 2, "foreign": 17}},
+    )
 
 
 def test_what_is_nothing_to_the_user() -> None:

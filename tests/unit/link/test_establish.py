@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nat_traverse.errors import PeerGoneError
-from nat_traverse.link.establish import EXIT_MODES_DIFFER, ModesDifferError, Purpose, establish
+from nat_traverse.link.establish import (
+    EXIT_MODES_DIFFER,
+    ModesDifferError,
+    Purpose,
+    establish,
+    spare_ports,
+)
 from nat_traverse.link.link import Link, NoAnswerError
 from nat_traverse.model import Generation
+from nat_traverse.punch.ports import FIRST_PORT
 from nat_traverse.tunnel import secure
 from nat_traverse.tunnel.keys import public_of
 from nat_traverse.tunnel.proof import Means
@@ -24,7 +31,7 @@ from nat_traverse.tunnel.refusals import (
 )
 from nat_traverse.wire.hello import Mode
 from support.ends import hole_to_original, run
-from support.links import SECRET, tunnel_holes
+from support.links import SECRET, links, tunnel_holes
 
 if TYPE_CHECKING:
     from nat_traverse.punch.machine import Connected
@@ -150,6 +157,34 @@ class TestChecks:
                 assert not any(isinstance(each, BaseException) for each in found)
 
         run(main())
+
+
+def test_spare_ports_are_those_of_the_other_side_and_of_this_session() -> None:
+    async def main() -> None:
+        seen = set()
+        for _ in range(3):
+            async with links() as (one, other):
+                ours, theirs = spare_ports(one), spare_ports(other)
+                assert ours == theirs[::-1]
+                assert all(FIRST_PORT <= port < 65_536 for port in ours)
+                assert spare_ports(one) == ours
+                one.abort()
+                assert spare_ports(one) == ours  # it is then that they are wanted
+                seen.add(ours)
+        assert len(seen) == 3
+
+    run(main())
+
+
+@pytest.mark.parametrize(("purpose", "consent"), [(Purpose.VPN, 3.0), (Purpose.PROGRAM, 30.0)])
+def test_how_long_the_peer_may_be_silent(purpose: Purpose, consent: float) -> None:
+    async def main() -> None:
+        async with links(purpose=purpose, consent=consent) as both:
+            for link in both:
+                assert link.tunnel.consent == consent
+                assert link.proven.result().purpose == purpose
+
+    run(main())
 
 
 def replace_size(hole: Hole, size: int) -> Connected:

@@ -134,6 +134,41 @@ def test_the_search_is_for_the_addresses_that_may_be_mapped() -> None:
     assert {knock.path.remote.host for _, knock in runner.knocks(Rung.HOP)} == {PEER.host}
 
 
+SPARE = Path(1, PEER._replace(port=50_001))  # of a tunnel that was lost; it comes last
+
+
+@pytest.mark.parametrize("hard", [Hard.AUTO, Hard.ALWAYS])
+def test_nothing_is_derived_from_a_spare_pair_of_ports(hard: Hard) -> None:
+    """It is tried as it is, and what the search does is the same as without it."""
+    found = {}
+    for paths in [(PATH,), (PATH, SPARE)]:
+        runner = make(*paths, hard=hard)
+        runner.run(60.0)
+        found[len(paths)] = runner
+    with_spare, without = found[2], found[1]
+    assert {k.path for _, k in with_spare.knocks(Rung.DIRECT)} == {PATH, SPARE}
+    assert with_spare.ladder.rung_of(SPARE) in (Rung.DIRECT, Rung.QUIET)
+    for rung in (Rung.HOP, Rung.SPRAY):
+        ports = [
+            [knock.path.remote.port for _, knock in runner.knocks(rung)]
+            for runner in (with_spare, without)
+        ]
+        assert SPARE.remote.port not in ports[0][:100]
+        assert ports[0][:100] == ports[1][:100]
+        assert all(knock.path.socket != SPARE.socket for _, knock in with_spare.knocks(rung))
+    assert with_spare.most + 2 <= 256
+
+
+def test_of_several_addresses_each_is_searched_and_no_spare_one() -> None:
+    spares = [Path(1, path.remote._replace(port=50_001)) for path in (PATH, SECOND)]
+    both, alone = make(PATH, SECOND, *spares), make(PATH, SECOND)
+    for runner in (both, alone):
+        runner.run(60.0)
+    hops = [[knock.path.remote for _, knock in runner.knocks(Rung.HOP)] for runner in (both, alone)]
+    assert hops[0] == hops[1]
+    assert {remote.host for remote in hops[0]} == {PEER.host, SECOND.remote.host}
+
+
 def test_never_keeps_to_pairs_that_both_know() -> None:
     runner = make(hard=Hard.NEVER)
     runner.run(200.0)

@@ -19,6 +19,7 @@ from nat_traverse.tunnel.events import (
     CreditGrown,
     Ended,
     FlowDatagram,
+    FrameReceived,
     NoSuchStreamError,
     NotEstablished,
     NotProven,
@@ -554,12 +555,15 @@ class TestStreams:
         for frame in (
             control.encode_credit(Credit(4000, 1 << 60)),
             control.encode_done(4000),
-            control.encode_frame(0x7F, b"of another version"),
+            control.encode_frame(0x1F, b"of another version"),
+            control.encode_frame(0x00, b""),
+            control.encode_frame(0x04, b"of the proof, which is over"),
         ):
             pair.left.tunnel._say(frame)
         pair.settle()
         pair.drive(seconds=1.0)
         assert pair.right.tunnel.state is State.OPEN
+        assert pair.right.all(FrameReceived) == []
 
     @pytest.mark.parametrize("frame", [b"\x10\x00\x01a", b"\x11\x00\x00", b"\x01\xff\xff"])
     def test_malformed_frames_end_the_tunnel(self, frame: bytes) -> None:
@@ -842,6 +846,31 @@ class TestSilence:
             pair.drive(seconds=1.0)
         assert not is_over(pair)
 
+    @pytest.mark.parametrize("consent", [3.0, 6.0])
+    def test_may_end_it_earlier(self, consent: float) -> None:
+        pair = proven(consent=consent, keepalive=1.0)
+        pair.drive(seconds=60.0)
+        assert not is_over(pair)
+        pair.tap = blackout
+        begun = pair.now
+        pair.drive(lambda: is_over(pair), seconds=60.0)
+        assert consent - 1.5 <= pair.now - begun <= consent + 1.0
+        for side in pair.sides:
+            assert side.events[-1] == PeerVanished(errno.ETIMEDOUT)
+
+    def test_is_none_if_something_beside_quic_is_heard(self) -> None:
+        pair = proven()
+        pair.drive(seconds=3.0)
+        pair.tap = blackout
+        tunnel = pair.left.tunnel
+        before = tunnel.heard
+        for _ in range(4):
+            pair.drive(seconds=10.0)
+            tunnel.note_peer(tunnel.path, 1000, pair.now)
+            assert tunnel.heard == pair.now > before
+        assert tunnel.state is State.OPEN
+        assert pair.right.tunnel.state is State.OVER
+
 
 class TestDoubt:
     def refuse(self, pair: SecurePair) -> None:
@@ -856,11 +885,15 @@ class TestDoubt:
         closing = Message(Kind.HELLO, SMALL, echo=LARGE, closing=Reason.STOPPED)
         pair.left.tunnel.receive(encode(closing), pair.left.tunnel.path, pair.now)
 
-    DOUBTS = ("refuse", "restart", "close")
+    def move(self, pair: SecurePair) -> None:
+        pair.left.tunnel.note_own_move(pair.now)
+
+    DOUBTS = ("refuse", "restart", "close", "move")
     NUMBERS: dict[str, int] = {  # noqa: RUF012 (nobody changes it)
         "refuse": errno.ECONNREFUSED,
         "restart": errno.ECONNRESET,
         "close": errno.ECONNRESET,
+        "move": errno.ENETRESET,
     }
 
     @pytest.mark.parametrize("doubt", DOUBTS)
@@ -896,6 +929,26 @@ class TestDoubt:
         pair.drive(lambda: pair.left.tunnel.state is State.OVER, seconds=10.0)
         assert pair.now - begun <= 1.5 + 0.02 + 1e-6
         assert pair.left.events[-1] == PeerVanished(self.NUMBERS[doubt])
+
+    @pytest.mark.parametrize("doubt", DOUBTS)
+    def test_what_is_heard_beside_quic_dispels_it_too(self, doubt: str) -> None:
+        pair = proven()
+        pair.drive(seconds=5.0)
+        pair.tap = blackout
+        getattr(self, doubt)(pair)
+        assert "doubt" in pair.left.tunnel._timers
+        pair.drive(seconds=1.0)
+        pair.left.tunnel.note_peer(pair.left.tunnel.path, 32, pair.now)
+        assert "doubt" not in pair.left.tunnel._timers
+        pair.drive(seconds=5.0)
+        assert pair.left.tunnel.state is State.OPEN
+
+    def test_an_address_that_changes_before_the_proof_is_none(self) -> None:
+        pair = SecurePair()
+        pair.left.tunnel.note_own_move(pair.now)
+        pair.prove()
+        pair.drive(seconds=10.0)
+        assert not is_over(pair)
 
     def test_many_doubts_are_one(self) -> None:
         pair = proven()
@@ -951,6 +1004,108 @@ class TestDoubt:
         pair.drive(lambda: pair.left.tunnel.state is State.OVER, seconds=10.0)
         assert pair.left.events[-1] == PeerVanished(errno.ECONNREFUSED)
         assert pair.now - begun < 2.0
+
+
+# -- beside QUIC ----------------------------------------------------------------------------------
+
+
+class TestFrames:
+    """Control frames for what the tunnel carries."""
+
+    def test_come_in_order_with_all_that_is_in_them(self) -> None:
+        pair = proven()
+        sent = [(0x20, b""), (0x23, bytes(4)), (0x24, b"\xff" * control.LONGEST), (0xFF, b"x")]
+        for kind, value in sent:
+            pair.left.tunnel.send_frame(kind, value)
+        pair.right.tunnel.send_frame(0x24, b"back")
+        pair.drive(lambda: len(pair.right.all(FrameReceived)) == 4, seconds=2.0)
+        assert [(each.kind, each.value) for each in pair.right.all(FrameReceived)] == sent
+        assert pair.left.all(FrameReceived) == [FrameReceived(0x24, b"back")]
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_over_a_bad_path_too(self, seed: int) -> None:
+        pair = proven(seed=seed)
+        pair.network = Network(loss=0.2, latency=0.05, jitter=0.05, duplication=0.1)
+        sent = [(0x20 + number, bytes([number]) * 100) for number in range(40)]
+        for kind, value in sent:
+            pair.left.tunnel.send_frame(kind, value)
+        pair.settle()
+        pair.drive(lambda: len(pair.right.all(FrameReceived)) == 40, seconds=30.0)
+        assert [(each.kind, each.value) for each in pair.right.all(FrameReceived)] == sent
+
+    def test_go_nowhere_before_the_proof_and_after_the_end(self) -> None:
+        pair = SecurePair()
+        assert pair.left.tunnel.state is not State.OPEN
+        pair.left.tunnel.send_frame(0x20, b"too early")
+        pair.prove()
+        pair.drive(seconds=1.0)
+        pair.left.tunnel.close(Closing.STOPPED)
+        pair.left.tunnel.send_frame(0x20, b"too late")
+        pair.settle()
+        pair.drive(lambda: is_over(pair))
+        assert pair.right.all(FrameReceived) == []
+
+    def test_of_a_peer_that_has_proven_nothing_end_it(self) -> None:
+        pair = SecurePair()
+        pair.drive(lambda: reached(pair.left, State.PROVING))
+        pair.left.tunnel._say(control.encode_frame(Frame.NETWORK, b"before the proof"))
+        pair.settle()
+        pair.drive(lambda: is_over(pair))
+        assert pair.right.all(FrameReceived) == []
+
+
+class TestSession:
+    def test_is_the_same_on_both_sides_and_another_each_time(self) -> None:
+        sessions = set()
+        for number in range(3):
+            nonces = bytes([200 + number]) * 16, bytes([number]) * 16
+            pair = proven(nonces=nonces)
+            assert pair.left.tunnel.session == pair.right.tunnel.session
+            assert pair.left.tunnel.session.startswith(nonces[0] + nonces[1])
+            sessions.add(pair.left.tunnel.session)
+        assert len(sessions) == 3
+
+    def test_is_another_with_the_same_nonces_too(self) -> None:
+        """Each run of the server has a certificate of its own."""
+        assert proven().left.tunnel.session != proven().left.tunnel.session
+
+
+class TestNoted:
+    """What has proven to be the peer's, or nobody's, beside QUIC."""
+
+    def test_from_elsewhere_makes_us_ask_there(self) -> None:
+        pair = proven()
+        pair.left.address = LEFT._replace(port=50_000)
+        path = Path(0, pair.left.address)
+        pair.right.tunnel.note_peer(path, 1000, pair.now)
+        pair.settle()
+        pair.drive(lambda: pair.right.event(PathChanged), seconds=1.0)
+        assert pair.right.tunnel.path == path
+
+    def test_from_elsewhere_gets_no_more_than_it_sends(self) -> None:
+        pair = proven()
+        path = Path(0, NOBODY)
+        pair.right.tunnel.note_peer(path, 20, pair.now)
+        pair.settle()
+        pair.drive(seconds=1.0)
+        assert pair.elsewhere == []
+        pair.right.tunnel.note_peer(path, 1000, pair.now)
+        pair.settle()
+        pair.drive(seconds=1.0)
+        assert [to for to, _ in pair.elsewhere] == [NOBODY]
+        assert pair.right.event(PathChanged) is None
+
+    def test_strangers_are_counted_and_may_be_a_flood(self) -> None:
+        pair = proven()
+        pair.drive(seconds=1.0)
+        tunnel = pair.left.tunnel
+        tunnel.note_strangers(64, pair.now)
+        assert not tunnel.is_flooded(pair.now)
+        tunnel.note_strangers(1, pair.now)
+        assert tunnel.is_flooded(pair.now)
+        assert not tunnel.is_flooded(pair.now + 0.1)
+        pair.drive(seconds=1.0)
+        assert tunnel.state is State.OPEN
 
 
 # -- following the peer ---------------------------------------------------------------------------

@@ -1,0 +1,308 @@
+"""What is asked of the kernel, and in which order. With a real one: tests/lab/test_vpn_device."""
+
+from __future__ import annotations
+
+import errno
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from nat_traverse.carry import vpn_device
+from nat_traverse.carry.addressing import Plan, make_plan
+from nat_traverse.carry.vpn_device import SMALLEST_IPV6, VpnDevice
+from nat_traverse.errors import DeniedError, DeviceError
+from nat_traverse.net.rtnetlink import Route
+from nat_traverse.net.tun import AUTOMATIC
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+OUTER = ip_address("203.0.113.2")
+OTHER = ip_address("203.0.113.9")
+GATEWAY = ip_address("192.0.2.1")
+WAY = Route(3, GATEWAY, None)  # through another device
+
+
+class FakeTun:
+    """A device that says what was done to it."""
+
+    index = 7
+
+    def __init__(self, name: str) -> None:
+        self.name = "nat0" if name == AUTOMATIC else name
+        done.append(("tun", name))
+
+    def close(self) -> None:
+        done.append(("tun closed",))
+
+
+class FakeKernel:
+    """A kernel that does as it is told, except for what is in `failing`."""
+
+    def __getattr__(self, name: str) -> Any:
+        def act(*arguments: object, **named: object) -> bool:
+            done.append((name, *arguments, *named.values()))
+            error = failing.get(name)
+            if error is not None:
+                raise error
+            return True
+
+        return act
+
+    def route_to(self, address: object, *, besides: int) -> Route | None:
+        assert besides == FakeTun.index
+        done.append(("route_to", address))
+        return ways[-1]
+
+
+done: list[tuple[object, ...]] = []
+failing: dict[str, Exception] = {}
+ways: list[Route | None] = []
+dropped: list[tuple[str, frozenset[str]]] = []
+
+
+@pytest.fixture(autouse=True)
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for each in (done, failing, dropped):
+        each.clear()
+    ways[:] = [WAY]
+
+    def drop_to(user: str, keep: AbstractSet[str]) -> None:
+        done.append(("drop_to", user))
+        dropped.append((user, frozenset(keep)))
+        if "drop_to" in failing:
+            raise failing["drop_to"]
+
+    monkeypatch.setattr(vpn_device, "Tun", FakeTun)
+    monkeypatch.setattr(vpn_device, "Kernel", FakeKernel)
+    monkeypatch.setattr(vpn_device, "drop_to", drop_to)
+
+
+def plan(*routes: str, device: str | None = None, user: str | None = None) -> Plan:
+    addresses = ["10.77.0.1/24"]
+    if any(":" in each for each in routes):
+        addresses.append("fd77::1/64")
+    return make_plan(addresses=addresses, routes=routes, device=device, user=user)
+
+
+def in_use(cause: int) -> DeviceError:
+    error = DeviceError("no")
+    error.__cause__ = OSError(cause, "no")
+    return error
+
+
+def take() -> list[tuple[object, ...]]:
+    """Return what was done since the last time."""
+    found = done[:]
+    done.clear()
+    return found
+
+
+def names() -> list[object]:
+    return [each[0] for each in take()]
+
+
+class TestMaking:
+    def test_has_its_addresses_and_is_not_up(self) -> None:
+        device = VpnDevice(make_plan(addresses=["10.77.0.1/24", "fd77::1/64"]))
+        assert take() == [
+            ("tun", AUTOMATIC),
+            ("keep_quiet", 7),
+            ("add_address", 7, ip_interface("10.77.0.1/24")),
+            ("add_address", 7, ip_interface("fd77::1/64")),
+        ]
+        assert (device.name, device.mtu) == ("nat0", 0)
+
+    def test_is_called_as_wanted(self) -> None:
+        assert VpnDevice(plan(device="work0")).name == "work0"
+
+    @pytest.mark.parametrize("what", ["keep_quiet", "add_address"])
+    def test_leaves_nothing_behind_if_it_fails(self, what: str) -> None:
+        failing[what] = DeniedError("no")
+        with pytest.raises(DeniedError):
+            VpnDevice(plan())
+        assert names()[-2:] == ["close", "tun closed"]
+
+    def test_leaves_nothing_behind_without_netlink(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse() -> None:
+            raise DeviceError("no netlink")
+
+        monkeypatch.setattr(vpn_device, "Kernel", refuse)
+        with pytest.raises(DeviceError):
+            VpnDevice(plan())
+        assert names() == ["tun", "tun closed"]
+
+
+class TestConfiguring:
+    def test_brings_it_up_once(self) -> None:
+        device = VpnDevice(plan("192.168.7.0/24", "fd07::/64"))
+        take()
+        device.configure(1350, OUTER)
+        assert take() == [
+            ("set_mtu", 7, 1350),
+            ("set_up", 7),
+            ("add_route", ip_network("192.168.7.0/24"), 7),
+            ("add_route", ip_network("fd07::/64"), 7),
+        ]
+        assert device.mtu == 1350
+        device.configure(1300, OUTER)
+        device.configure(1400, OTHER)
+        assert take() == [("set_mtu", 7, 1300), ("set_mtu", 7, 1400)]
+        assert device.mtu == 1400
+
+    def test_routes_everything_in_two_halves_behind_the_way_around(self) -> None:
+        device = VpnDevice(plan("0.0.0.0/0"))
+        take()
+        device.configure(1350, OUTER)
+        assert take() == [
+            ("set_mtu", 7, 1350),
+            ("set_up", 7),
+            ("route_to", OUTER),
+            ("add_route", ip_network(f"{OUTER}/32"), 3, GATEWAY),
+            ("route_to", OUTER),
+            ("add_route", ip_network("0.0.0.0/1"), 7),
+            ("add_route", ip_network("128.0.0.0/1"), 7),
+        ]
+
+    @pytest.mark.parametrize("version", [4, 6])
+    def test_ipv6_needs_its_room(self, version: int) -> None:
+        address = "10.77.0.1/24" if version == 4 else "fd77::1/64"
+        device = VpnDevice(make_plan(addresses=[address]))
+        take()
+        if version == 4:
+            device.configure(SMALLEST_IPV6 - 1, OUTER)
+            return
+        with pytest.raises(DeviceError, match=r"IPv6 needs 1280"):
+            device.configure(SMALLEST_IPV6 - 1, OUTER)
+        assert take() == []
+        device.configure(SMALLEST_IPV6, OUTER)
+        with pytest.raises(DeviceError, match=r"packets of 1000 bytes"):
+            device.configure(1000, OUTER)
+
+    def test_a_route_that_is_refused_is_told(self) -> None:
+        failing["add_route"] = in_use(errno.EEXIST)
+        device = VpnDevice(plan("192.168.7.0/24"))
+        with pytest.raises(DeviceError):
+            device.configure(1350, OUTER)
+        assert device.mtu == 0
+
+
+class TestGoingAround:
+    def up(self, *routes: str, user: str | None = None) -> VpnDevice:
+        device = VpnDevice(plan(*routes, user=user))
+        device.configure(1350, OUTER)
+        take()
+        return device
+
+    def test_is_for_a_peer_that_the_routes_cover(self) -> None:
+        device = self.up("192.168.7.0/24", "fd07::/64")
+        device.go_around(OUTER)
+        device.go_around(ip_address("2001:db8::1"))
+        assert take() == []
+
+    def test_changes_nothing_as_long_as_nothing_changes(self) -> None:
+        device = self.up("0.0.0.0/0")
+        for _ in range(3):
+            device.go_around(OUTER)
+        assert names() == ["route_to"] * 3
+
+    def test_follows_the_peer(self) -> None:
+        device = self.up("0.0.0.0/0")
+        device.go_around(OTHER)
+        assert take() == [
+            ("route_to", OTHER),
+            ("delete_route", ip_network(f"{OUTER}/32"), 3, GATEWAY),
+            ("add_route", ip_network(f"{OTHER}/32"), 3, GATEWAY),
+            ("route_to", OTHER),
+        ]
+        device.close()
+        assert take()[0] == ("delete_route", ip_network(f"{OTHER}/32"), 3, GATEWAY)
+
+    def test_follows_this_host_to_another_network(self) -> None:
+        device = self.up("0.0.0.0/0")
+        ways.append(Route(4, None, None))
+        device.go_around(OUTER)
+        assert ("add_route", ip_network(f"{OUTER}/32"), 4, None) in take()
+
+    def test_waits_while_there_is_no_network(self) -> None:
+        device = self.up("0.0.0.0/0")
+        ways.append(None)
+        device.go_around(OUTER)
+        assert names() == ["route_to"]
+
+    def test_needs_a_way_to_begin_with(self) -> None:
+        ways.append(None)
+        device = VpnDevice(plan("0.0.0.0/0"))
+        with pytest.raises(DeviceError, match=r"ip route add 203\.0\.113\.2/32 via"):
+            device.configure(1350, OUTER)
+
+    def test_leaves_a_route_of_the_users_alone(self) -> None:
+        device = self.up("203.0.113.0/24")
+        failing["add_route"] = in_use(errno.EEXIST)
+        device.go_around(OTHER)
+        take()
+        device.close()
+        assert "delete_route" not in names()
+
+    @pytest.mark.parametrize("error", [in_use(errno.EPERM), DeviceError("for no reason")])
+    def test_tells_what_is_refused(self, error: DeviceError) -> None:
+        device = self.up("0.0.0.0/0")
+        failing["add_route"] = error
+        with pytest.raises(DeviceError):
+            device.go_around(OTHER)
+        device.close()
+
+
+class TestUser:
+    def test_becomes_one_at_the_end_and_changes_nothing_from_then_on(self) -> None:
+        device = VpnDevice(plan("192.168.7.0/24", user="nobody"))
+        assert dropped == []  # it would not get its routes any more
+        device.configure(1350, OUTER)
+        assert names()[-1] == "drop_to"
+        assert dropped == [("nobody", frozenset())]
+        device.configure(1300, OUTER)
+        device.go_around(OTHER)
+        assert take() == []
+        assert device.mtu == 1350
+        assert len(dropped) == 1
+
+    def test_keeps_the_right_to_undo_the_way_around(self) -> None:
+        device = VpnDevice(plan("0.0.0.0/0", user="nobody"))
+        device.configure(1350, OUTER)
+        assert dropped == [("nobody", frozenset({"net_admin"}))]
+        device.configure(1300, OTHER)
+        assert device.mtu == 1300
+        take()
+        device.close()
+        assert take()[0] == ("delete_route", ip_network(f"{OTHER}/32"), 3, GATEWAY)
+
+    def test_that_nobody_may_become_is_told(self) -> None:
+        failing["drop_to"] = DeniedError("not root")
+        device = VpnDevice(plan(user="nobody"))
+        with pytest.raises(DeniedError):
+            device.configure(1350, OUTER)
+
+
+class TestClosing:
+    def test_removes_what_would_stay(self) -> None:
+        device = VpnDevice(plan("0.0.0.0/0"))
+        device.configure(1350, OUTER)
+        take()
+        device.close()
+        assert take() == [
+            ("delete_route", ip_network(f"{OUTER}/32"), 3, GATEWAY),
+            ("close",),
+            ("tun closed",),
+        ]
+        device.close()
+        assert "delete_route" not in names()
+
+    def test_goes_on_if_that_fails(self) -> None:
+        device = VpnDevice(plan("0.0.0.0/0"))
+        device.configure(1350, OUTER)
+        failing["delete_route"] = DeniedError("no right any more")
+        take()
+        with pytest.raises(DeniedError):
+            device.close()
+        assert names()[-2:] == ["close", "tun closed"]
