@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nat_traverse.errors import RemoteProtocolError
 from nat_traverse.tunnel.packets import (
+    MOST_DATAGRAMS,
     SEALING,
     TRAIN_BYTES,
     TRAIN_DATAGRAMS,
@@ -50,7 +51,8 @@ Features = set[str]
 
 
 def header(data: bytes) -> Features:
-    """ip.parse and ip.end_of_headers: places inside of the packet, or RemoteProtocolError."""
+    """ip.parse, ip.end_of_headers: places inside of the packet, or RemoteProtocolError; locate."""
+    usual = ip.locate(memoryview(data))
     try:
         found = ip.parse(data)
         assert ip.parse_headers(memoryview(data)) == found
@@ -58,9 +60,14 @@ def header(data: bytes) -> Features:
         assert len(found.source) == len(found.destination) == (4 if found.version == 4 else 16)
         end = ip.end_of_headers(data, found)
     except RemoteProtocolError as error:
+        assert usual == (0, 0, 0)
         return {beginning(str(error))}
     assert found.transport_at < end <= len(data)
     assert not found.is_fragment
+    if found.transport_at == (20 if found.version == 4 else 40):
+        assert usual == (found.protocol, found.transport_at, end)
+    else:
+        assert usual == (0, 0, 0)
     return {f"{found.version} {found.protocol} {found.transport_at} {end - found.transport_at}"}
 
 
@@ -106,6 +113,8 @@ def cut(data: bytes) -> Features:
     kind = plaintexts[0][0]
     joiner = Joiner(lambda _source, _destination: True)
     written = joiner.join(plaintexts)
+    if kind <= vpn.PARTIAL and data[0] & virtio.NEEDS_CHECKSUM:
+        assert (kind == vpn.PARTIAL) is is_found(data)
     if kind == vpn.WHOLE:
         return {f"whole {bool(joiner.dropped)}"}
     assert not joiner.dropped
@@ -132,8 +141,68 @@ def join(data: bytes) -> Features:
     assert count == sum(1 for plaintext in plaintexts if plaintext)
     rest = iter(plaintexts)
     assert all(any(plaintext.endswith(chunk) for plaintext in rest) for chunk in chunks)
+    datagrams = check_datagrams(plaintexts)
     longest = max((len(buffers) for buffers in written), default=0)
-    return {*joiner.dropped, f"written {min(len(written), 5)} {min(longest, 9)}"}
+    return {
+        *joiner.dropped,
+        f"datagrams {min(datagrams, 5)}",
+        f"written {min(len(written), 5)} {min(longest, 9)}",
+    }
+
+
+def is_found(frame: bytes) -> bool:
+    """Tell whether the checksum of the packet in a frame is where its headers say it is."""
+    offload, packet = virtio.decode(frame), frame[virtio.SIZE :]
+    found = ip.parse(packet)
+    place = found.transport_at, ip.CHECKSUM_AT.get(found.protocol)
+    return place == (offload.checksum_start, offload.checksum_offset) and not found.is_fragment
+
+
+def check_datagrams(plaintexts: Sequence[bytes]) -> int:
+    """Check that of packets nothing but IPv4's numbers depends on whether they are joined.
+
+    Returns how many were, at most.
+    """
+    most = 0
+    packets = [plaintext for plaintext in plaintexts if plaintext[:1] < b"\2"]
+    joiner, other = Joiner(admits), Joiner(admits, joins_udp=False)
+    rest = iter([b"".join(buffers) for buffers in other.join(packets)])
+    for buffers in joiner.join(packets):
+        count = len(buffers) - 1
+        frame = b"".join(buffers)
+        if count == 1:
+            assert next(rest) == frame
+            continue
+        offload, segments = virtio.decode(frame), [next(rest) for _ in range(count)]
+        end = offload.header_length
+        assert 2 <= count <= MOST_DATAGRAMS
+        most = max(most, count)
+        assert offload.gso_type == virtio.GSO_UDP
+        assert {len(each) - virtio.SIZE - end for each in segments} == {offload.gso_size}
+        found = frame[virtio.SIZE :]
+        first = segments[0][virtio.SIZE :]
+        assert found[end:] == b"".join(each[virtio.SIZE + end :] for each in segments)
+        for each in segments:
+            headers = each[virtio.SIZE : virtio.SIZE + end]
+            if first[0] >> 4 == 4:  # all but number and checksum; and of ours also the lengths
+                assert headers[:4] + headers[6:10] == first[:4] + first[6:10]
+                assert headers[12:] == first[12:end]
+                assert headers[6:8] == b"\x40\0"
+            else:
+                assert headers == first[:end]
+        at = offload.checksum_start
+        lengths = {at + 4, at + 5, at + 6, at + 7}
+        lengths |= {2, 3, 10, 11} if first[0] >> 4 == 4 else {4, 5}
+        assert all(found[i] == first[i] for i in range(end) if i not in lengths)
+        assert int.from_bytes(found[at + 4 : at + 6], "big") == len(found) - at
+        # The sums of ones' complement: each has grown by what the length has.
+        old, new = (int.from_bytes(each[at + 6 : at + 8], "big") for each in (first, found))
+        assert (old + len(found) - len(first) - new) % 0xFFFF == 0
+        assert old
+        assert new
+    assert next(rest, None) is None
+    assert joiner.dropped == other.dropped
+    return most
 
 
 def admits(source: bytes, _destination: bytes) -> bool:
@@ -193,6 +262,16 @@ def packet_of(version: int, protocol: int, size: int, extensions: bytes = b"") -
     return struct.pack("!IHBB16s16s", 6 << 28, length, following, 64, PEER6, OWN6) + chain + payload
 
 
+def datagram(version: int, size: int, number: int) -> bytes:
+    """Return one of UDP with something for a sum, and with that number if it is of IPv4."""
+    packet = bytearray(packet_of(version, ip.UDP, size))
+    at = 20 if version == 4 else 40
+    packet[at + 6 : at + 8] = b"\xfe\xdc"
+    if version == 4:
+        packet[4:6] = number.to_bytes(2, "big")
+    return bytes(packet)
+
+
 def packets() -> list[bytes]:
     """Return packets of every kind."""
     fragment = bytes([44, 0, 0, 1]) + bytes(4)
@@ -225,6 +304,15 @@ def sequences(chance: random.Random) -> list[bytes]:
     cutter = Cutter(LARGEST)
     trains = [train for frame in frames() for train in cutter.cut(memoryview(frame))]
     found = []
+    flows = [
+        [b"\1" + datagram(version, size, number) for number in numbers]
+        for version in (4, 6)
+        for size in (0, 1, 3)
+        for numbers in ((1, 2, 3, 9), (0xFFFE, 0xFFFF, 0, 1), range(70))
+    ]
+    for _ in range(100):
+        plaintexts = [part for flow in chance.sample(flows, 3) for part in flow]
+        found.append(bytes([chance.choice((0, 0, 0x80))]) + unite(plaintexts))
     for _ in range(300):
         plaintexts = [part for train in chance.sample(trains, 3) for part in train[:6]]
         kept = [part for part in plaintexts if chance.random() < 0.9]

@@ -181,6 +181,31 @@ def verify(packet: bytes) -> None:
     assert fold(headers.pseudo(len(packet)) + words(packet[headers.start :])) == 0xFFFF
 
 
+def are_one_flow(first: bytes, second: bytes) -> bool:
+    """Tell whether two whole packets with partial sums may be datagrams of one super-packet.
+
+    That is: datagrams of UDP with equal headers, except that of IPv4's number, and of the checksum
+    that is over it, nothing depends. Neither has options or extension headers.
+    """
+    return _flow(first) is not None and _flow(first) == _flow(second)
+
+
+def numbered(packet: bytes, number: int) -> bytes:
+    """Return a packet with another number, if it is one of IPv4, which has some."""
+    if packet[0] >> 4 == 6:
+        return packet
+    changed = bytearray(packet)
+    changed[4:6] = struct.pack("!H", number & 0xFFFF)
+    changed[10:12] = bytes(2)
+    changed[10:12] = (~words(changed[: (packet[0] & 15) * 4]) & 0xFFFF).to_bytes(2, "big")
+    return bytes(changed)
+
+
+def number_of(packet: bytes) -> int:
+    """Return the number of a packet of IPv4, or what stands in its place."""
+    return int.from_bytes(packet[4:6], "big")
+
+
 class Headers(NamedTuple):
     """Where what is in a packet without extension headers."""
 
@@ -222,6 +247,23 @@ def fold(total: int) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total
+
+
+def _flow(packet: bytes) -> tuple[bytes, int] | None:
+    """Return headers and length, or None if this can't be a datagram of several."""
+    if packet[:1] == b"\x45" and packet[6:8] == b"\x40\0" and packet[9] == UDP:
+        headers, length = bytearray(packet[:28]), packet[2:4]
+        headers[4:6] = headers[10:12] = bytes(2)
+        are_right = int.from_bytes(length, "big") == len(packet)
+    elif packet and packet[0] >> 4 == 6 and packet[6] == UDP:
+        headers, length = bytearray(packet[:48]), packet[4:6]
+        are_right = int.from_bytes(length, "big") == len(packet) - 40
+    else:
+        return None
+    payload = len(packet) - len(headers)
+    are_right = are_right and headers[-4:-2] == (8 + payload).to_bytes(2, "big")
+    has_sum = headers[-2:] != bytes(2)
+    return (bytes(headers), len(packet)) if payload > 0 and are_right and has_sum else None
 
 
 def _segment(packet: bytes, headers: Headers, index: int, size: int, *, is_last: bool) -> bytes:

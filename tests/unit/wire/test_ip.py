@@ -186,6 +186,80 @@ def test_no_end_where_there_is_no_such_header(packet: bytes, complaint: str) -> 
         end(packet)
 
 
+# -- usual packets --------------------------------------------------------------------------------
+
+
+def the_long_way(packet: bytes) -> tuple[int, int, int]:
+    """Return what `locate` has to return for a packet that is usual, or wrong."""
+    try:
+        header = ip.parse(packet)
+        return header.protocol, header.transport_at, ip.end_of_headers(packet, header)
+    except RemoteProtocolError:
+        return 0, 0, 0
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_usual_packets_are_found_the_short_way(version: int) -> None:
+    at = 20 if version == 4 else 40
+    assert ip.locate(udp(b"", version=version)) == (ip.UDP, at, at + 8)
+    assert ip.locate(memoryview(udp(b"x", version=version))) == (ip.UDP, at, at + 8)
+    assert ip.locate(tcp(b"", version=version)) == (ip.TCP, at, at + 20)
+    assert ip.locate(tcp(b"x", version=version, options=bytes(40))) == (ip.TCP, at, at + 60)
+
+
+@pytest.mark.parametrize("field", [0, 0x2000, 0x4000, 0x8000, 0x2001, 5])
+def test_a_fragment_is_not_usual(field: int) -> None:
+    packet = ipv4(17, bytes(16), fragment=field)
+    assert ip.locate(packet) == the_long_way(packet)
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b"",
+        udp(b"", version=6)[:39],
+        ipv4(1, bytes(20)),
+        ipv6(58, bytes(20)),
+        ipv4(17, bytes(8), options=bytes(4)),
+        ipv6(17, bytes(8), extensions=((60, OPTIONS),)),
+        ipv4(17, bytes(7)),
+        ipv6(17, bytes(7)),
+        ipv4(6, transport(5, 19)),
+        ipv4(6, transport(4, 20)),
+        ipv6(6, transport(6, 20)),
+        udp(b"x")[:-1],
+        udp(b"x", version=6) + b"x",
+        b"\x55" + udp(b"x")[1:],
+    ],
+)
+def test_whatever_else_is_left_to_the_long_way(packet: bytes) -> None:
+    assert ip.locate(packet) == (0, 0, 0)
+
+
+@given(
+    packet=st.sampled_from(
+        [
+            make(payload, version=version)
+            for make in (tcp, udp)
+            for payload in (b"", b"x", bytes(30))
+            for version in (4, 6)
+        ]
+    ),
+    at=st.integers(0, 60),
+    new=st.binary(max_size=2),
+    length=st.integers(0, 100) | st.just(100),
+)
+def test_the_short_way_says_what_the_long_way_says(
+    packet: bytes, at: int, new: bytes, length: int
+) -> None:
+    changed = (packet[:at] + new + packet[at + len(new) :])[:length]
+    found = ip.locate(changed)
+    if found != (0, 0, 0):
+        assert found == the_long_way(changed)
+    elif the_long_way(changed) != (0, 0, 0):
+        assert the_long_way(changed)[1] not in {20, 40}  # options, or extension headers
+
+
 # -- checksums ------------------------------------------------------------------------------------
 
 
