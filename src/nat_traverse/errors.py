@@ -14,6 +14,7 @@
      ├── DeviceError           1    a network device could not be made or set up
      │    └── DeniedError      13   the right for that, or to become another user, is missing
      ├── NotAgreedError        9    both want a VPN, and not the same one: addresses, networks
+     ├── WireGuardError        1    a command of WireGuard's failed (in `carry.wg_device`)
      ├── LabError              1    the demo's network could not be built (in `lab.namespace`)
      └── ProtocolError
           ├── RemoteProtocolError  the peer (or a stranger) sent something that is no message

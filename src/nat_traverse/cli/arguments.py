@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Final
 
     from nat_traverse.carry.addressing import Plan
+    from nat_traverse.carry.wireguard import Configuration
     from nat_traverse.cli.getopt import Scan
     from nat_traverse.cli.options import Command
     from nat_traverse.cli.settings import Connect, Demo, Keygen
@@ -121,7 +122,8 @@ def _connect(values: Values, verbosity: int, found: Scan) -> Connect:
     from nat_traverse.cli.settings import Connect  # noqa: PLC0415 (the same)
 
     operands, hints = found.operands, _hints(found)
-    target = _target(operands)
+    wireguard = _wireguard(values, operands)
+    target = _target(operands) if wireguard is None else wireguard.target
     window, timeout = _number(values, "window"), _number(values, "timeout")
     leaves = "quit-after-connect" in values
     cmd, handoff = _text(values, "cmd"), _text(values, "handoff")
@@ -144,6 +146,7 @@ def _connect(values: Values, verbosity: int, found: Scan) -> Connect:
         cmd=cmd,
         handoff=handoff,
         quit_after_connect=leaves,
+        wireguard=wireguard,
         hard=_text(values, "hard") or HARD.default,
         ttl=_ttl(TTL.default if ttl is None else ttl),
         hints=hints,
@@ -176,7 +179,7 @@ def _connect(values: Values, verbosity: int, found: Scan) -> Connect:
 
 def _check_together(connect: Connect, values: Values) -> None:
     """Refuse options that contradict each other."""
-    leaves = connect.quit_after_connect or connect.handoff is not None
+    leaves = connect.leaves
     proven = [name for name in ("secret", "secret-file", "identity", "peer-key") if name in values]
     forward = next((f"-{name.upper()}" for name in ("l", "r", "d") if name in values), "--expose")
     purposes = [forward] if connect.forwards else []
@@ -220,6 +223,27 @@ def _vpn(values: Values, found: Scan) -> Plan | None:
         device=_text(values, "vpn-device"),
         user=_text(values, "user"),
     )
+
+
+def _wireguard(values: Values, operands: Sequence[str]) -> Configuration | None:
+    """Read the file of `--wireguard`, which says what an operand would; None without it."""
+    name = _text(values, "wireguard")
+    if name is None:
+        return None
+    other = next(
+        (each for each in ("cmd", "handoff", "quit-after-connect") if each in values), None
+    )
+    if other is not None:
+        raise UsageError(
+            f"--wireguard and --{other} exclude each other: either gets the path alone"
+        )
+    if operands:
+        raise UsageError(
+            f"--wireguard takes ports and peer from its file, and {operands[0]!r} is one word more"
+        )
+    from nat_traverse.carry import wireguard  # noqa: PLC0415 (--version needs none of it)
+
+    return wireguard.read(name)
 
 
 def _keygen(values: Values, operands: Sequence[str]) -> Keygen:

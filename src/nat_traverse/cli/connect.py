@@ -53,7 +53,11 @@ def run(connect: Connect) -> int:
 
 
 async def _connect(connect: Connect, report: Report) -> Outcome:
-    if connect.quit_after_connect or connect.handoff is not None:
+    if connect.wireguard is not None:
+        from nat_traverse.cli.wireguard import use_wireguard  # noqa: PLC0415 (few need it)
+
+        await use_wireguard(connect, connect.wireguard, report)
+    if connect.leaves:
         return await _find_ports(connect, report)
     if connect.plain:
         settings = punch_settings(connect, Mode.PLAIN)

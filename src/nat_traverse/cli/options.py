@@ -204,6 +204,36 @@ QUIT: Final = Option(
     """,
 )
 
+WIREGUARD: Final = Option(
+    "wireguard",
+    STRING,
+    metavar="CONF",
+    group=CARRY,
+    summary="keep a WireGuard device connected: CONF is a file of wg-quick's, its ListenPort and "
+    "Endpoint stand for the operand; on both sides",
+    manual="""
+        Find a path for WireGuard, and another one whenever that is lost. *CONF* is a file for
+        wg-quick(8), or the name of one in `/etc/wireguard`. Its `ListenPort` and the `Endpoint` of
+        its peer say what the operand says elsewhere, so no operand is given. Both sides do this.
+
+        When there is a path, the device is brought up with `wg-quick up`, and its port and the
+        peer's endpoint are set to those that work, which need not be those of the file. WireGuard
+        then keeps the path open, every `PersistentKeepalive` seconds if that is 1 to 25, else as
+        `--keepalive` says. When nothing comes from the peer for 75 seconds, or the last handshake
+        is more than 180 seconds old, a path is looked for again, for as long as it takes. At the
+        end the device is taken down.
+
+        A device that is up already is used, and is left as it is at the end. While a path is looked
+        for it is taken off its port, which the search needs. When its last handshake is young, it
+        is only watched at first.
+
+        WireGuard proves who is at the other end, so there is no secret and no key of nat-traverse's
+        own, and it carries all data itself. It needs wg(8), wg-quick(8) and root. Of several peers
+        in the file only one may have an `Endpoint`; `AllowedIPs` must not have the public address
+        of the other side in them, and `SaveConfig` must not be on.
+    """,
+)
+
 DATAGRAMS: Final = Option(
     "datagrams",
     FLAG,
@@ -640,7 +670,7 @@ TUNNEL: Final = Command(
     summary="a direct tunnel between two machines behind NAT",
     manual="",
     options=(
-        *(CMD, DATAGRAMS, HANDOFF, QUIT, PLAIN),
+        *(CMD, DATAGRAMS, HANDOFF, WIREGUARD, QUIT, PLAIN),
         *(LOCAL, REMOTE, DYNAMIC, EXPOSE, RETRY),
         *(VPN, VPN_DEVICE, ROUTE, ANNOUNCE, USER),
         *(SECRET, SECRET_FILE, IDENTITY, PEER_KEY),

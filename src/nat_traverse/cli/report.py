@@ -73,7 +73,14 @@ EVENT_FIELDS: Final = (
     ("rejected", ("Somebody answered who could not prove to be the peer. `message`, `failures`"
      " (so far; the fifth ends the program).")),
     ("unfinished", "A path was found and no tunnel came of it; it is tried again. `message`."),
-    ("lost", "With `--retry`: the tunnel is over, and another path is looked for. `message`."),
+    ("lost", ("With `--retry` or `--wireguard`: the path is lost, and another one is looked for."
+     " `message`.")),
+    ("wireguard-found", "The device is in use already, and is watched. `device`, `peer`."),
+    ("wireguard-up", "The device was brought up. `device`."),
+    ("wireguard-endpoint", ("The device uses the path. `device`, `local_port`, `peer`, `keepalive`"
+     " (seconds).")),
+    ("wireguard-handshake", "WireGuard has proven the peer. `device`, `peer`."),
+    ("wireguard-down", "The device was taken down. `device`."),
     ("moved", "The peer's address has changed, and it was followed. `peer`."),
     ("listening", "A forward is ready. `what`, `address` (the peer's, for `-R`)."),
     ("listening-ended", "The peer listens no more for this `-R`. `what`."),
@@ -240,6 +247,10 @@ class Report:
     def running(self, command: str) -> None:
         """Tell that the command starts."""
         self._tell("running", f"running: {command}", command=command)
+
+    def wireguard(self, event: str, text: str, **fields: object) -> None:
+        """Tell of the device of `--wireguard`."""
+        self._tell(f"wireguard-{event}", f"wireguard: {text}", **fields)
 
     def failed(self, message: str, exit_code: int) -> None:
         """Tell why the program ends without success."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from nat_traverse.carry.addressing import Plan
     from nat_traverse.carry.specs import Dynamic, Exposed, Forward
+    from nat_traverse.carry.wireguard import Configuration
     from nat_traverse.target import Target
 
 QUIET: Final = -1
@@ -19,7 +20,8 @@ class Connect(NamedTuple):
 
     `deadline` is in seconds from the start, None for no limit. `window` is the number of opening
     packets towards a peer that runs 0.7, at least 0, or None when the user left it open. At most
-    one of `cmd`, `handoff` and `quit_after_connect` is set; none means standard input and output.
+    one of `cmd`, `handoff`, `quit_after_connect` and `wireguard` is set; none means standard input
+    and output.
     `hard` is one of the words of `--hard`; `ttl` is None for auto and 0 for off; `hints` are the
     likeliest ports of the peer's gateway; `rate` is in packets a second, `keepalive` in seconds.
     `secret` to `peer_keys` are as given, names of files among them; `secret` to be hidden.
@@ -31,6 +33,7 @@ class Connect(NamedTuple):
     cmd: str | None = None
     handoff: str | None = None
     quit_after_connect: bool = False
+    wireguard: Configuration | None = None
     hard: str = "auto"
     ttl: int | None = None
     hints: tuple[int, ...] = ()
@@ -59,7 +62,13 @@ class Connect(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """True if nothing is to be encrypted here: --plain, or the path is for another program."""
-        return self.plain or self.quit_after_connect or self.handoff is not None
+        return self.plain or self.leaves
+
+    @property
+    def leaves(self) -> bool:
+        """True if the path is for another program, and nothing of ours goes through it."""
+        named = self.handoff is not None or self.wireguard is not None
+        return named or self.quit_after_connect
 
     @property
     def forwards(self) -> bool:
