@@ -13,6 +13,7 @@ _nat_traverse()
     case $before in
         --cmd) mapfile -t COMPREPLY < <(compgen -c -- "$current"); return ;;
         --handoff) mapfile -t COMPREPLY < <(compgen -c -- "$current"); return ;;
+        --wireguard) return ;;
         -L) return ;;
         -R) return ;;
         -D) return ;;
@@ -35,7 +36,7 @@ _nat_traverse()
     case ${COMP_WORDS[1]} in
         demo) options="--left --right --verbose --json --help --version" ;;
         keygen) options="--public --help --version" ;;
-        *) options="--cmd --datagrams --handoff --quit-after-connect --plain -L -R -D --expose --retry --secret --secret-file --identity --peer-key --timeout --window --hard --ttl --hint --rate --keepalive --quiet --verbose --json --help --version" ;;
+        *) options="--cmd --datagrams --handoff --wireguard --quit-after-connect --plain -L -R -D --expose --retry --secret --secret-file --identity --peer-key --timeout --window --hard --ttl --hint --rate --keepalive --quiet --verbose --json --help --version" ;;
     esac
     if [[ $current == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$options" -- "$current")

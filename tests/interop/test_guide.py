@@ -1,7 +1,7 @@
 """The recipes of docs/guide.md, run as they are printed.
 
-Only the names in them are given addresses, those of the lab; and each host has an /etc/wireguard and
-an /etc/openvpn of its own.
+Only the names in them are given addresses, those of the lab; and each host has an /etc/wireguard
+and an /etc/openvpn of its own.
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ from support.wireguard import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from support.programs import Program
+
 AGREED = 51820
 OWN, OTHER = "10.77.0.1", "10.77.0.2"
 
@@ -70,8 +72,8 @@ def test_ports_that_were_found_and_found_again(tmp_path: Path) -> None:
         assert devices(both.left) == devices(both.right) == []
 
 
-def names(program: object) -> list[str]:
-    return [event["event"] for event in getattr(program, "events")]  # noqa: B009
+def names(program: Program) -> list[str]:
+    return [event["event"] for event in program.events]
 
 
 def test_a_device_that_is_up_is_used_and_left(tmp_path: Path) -> None:
@@ -107,14 +109,18 @@ def test_a_device_that_is_up_is_used_and_left(tmp_path: Path) -> None:
             other.event("wireguard-up")
 
 
-@pytest.mark.parametrize("moment", ["opened", "wireguard-endpoint"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("moment", "number"), [("opened", signal.SIGINT), ("wireguard-endpoint", signal.SIGHUP)]
+)
 def test_nothing_is_left(moment: str, number: signal.Signals, tmp_path: Path) -> None:
     with sides(tmp_path) as both:
         prepare_wireguard(both)
         start = ["nat-traverse", "--json", "--wireguard", DEVICE]
         with both.left.start(start) as one, both.right.start(start):
             one.event(moment)
+            with both.left.start(start) as second:
+                second.says("another nat-traverse keeps the device nat already")
+                assert second.wait() == 1
             one.signal(number)
             assert one.wait() == -number
         eventually(lambda: not devices(both.left), "the end of the device")

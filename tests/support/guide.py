@@ -29,7 +29,9 @@ NAMES = {"left": "left.example.org", "right": "right.example.org"}
 # Where the recipes keep their files.
 DIRECTORIES = ("/etc/wireguard", "/etc/openvpn")
 
-_RECIPE = re.compile(r"^<!-- run: ([a-z-]+) (left|right|both) -->\n\n```sh\n(.*?)^```$", re.M | re.S)
+_RECIPE = re.compile(
+    r"^<!-- run: ([a-z-]+) (left|right|both) -->\n\n```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 _MARK = "<!-- run:"
 
 
@@ -73,7 +75,10 @@ class Sides(NamedTuple):
 
     def exchange(self, directory: str, suffix: str) -> None:
         """Do what the two users do: each gives the other one file."""
-        for giver, taker, side in ((self.left, self.right, "left"), (self.right, self.left, "right")):
+        for giver, taker, side in (
+            (self.left, self.right, "left"),
+            (self.right, self.left, "right"),
+        ):
             name = f"{side}.{suffix}"
             shutil.copy(giver.own(directory) / name, taker.own(directory) / name)
 

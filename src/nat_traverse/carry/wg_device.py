@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
 import tempfile
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nat_traverse.carry.environment import without_secret
@@ -14,7 +16,7 @@ from nat_traverse.errors import NatTraverseError
 from nat_traverse.target import bracketed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from nat_traverse.carry.wireguard import Configuration
     from nat_traverse.model import Endpoint
@@ -66,9 +68,9 @@ def parse_dump(text: str, public_key: str) -> State | None:
     Raises WireGuardError, without a word of the text: a private key is in it.
     """
     first, *rows = [line.split("\t") for line in text.splitlines()] or [[]]
+    if len(first) != _DEVICE_COLUMNS or any(len(row) != _PEER_COLUMNS for row in rows):
+        raise _no_dump()
     try:
-        if len(first) != _DEVICE_COLUMNS or any(len(row) != _PEER_COLUMNS for row in rows):
-            raise ValueError
         for key, _, endpoint, _, handshake, received, _, keepalive in rows:
             if key == public_key:
                 return State(
@@ -79,8 +81,12 @@ def parse_dump(text: str, public_key: str) -> State | None:
                     keepalive=0 if keepalive == "off" else int(keepalive),
                 )
     except ValueError:
-        raise WireGuardError("wg show ... dump prints something else than wg(8) says") from None
+        raise _no_dump() from None
     return None
+
+
+def _no_dump() -> WireGuardError:
+    return WireGuardError("wg show ... dump prints something else than wg(8) says")
 
 
 class Device:
@@ -147,6 +153,28 @@ def spelled(remote: Endpoint) -> str:
     # A link-local address means nothing without the interface (RFC 4007, section 11).
     host = f"{remote.host}%{remote.scope}" if remote.scope else remote.host
     return str(remote._replace(host=host))
+
+
+@contextmanager
+def held(configuration: Configuration) -> Iterator[None]:
+    """Refuse to be the second one that keeps this device; raises WireGuardError.
+
+    The file is locked, as it is one a device, and only those can lock it who can read its keys.
+    """
+    try:
+        file = os.open(configuration.path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise WireGuardError(f"{configuration.path} can't be read: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WireGuardError(
+                f"another nat-traverse keeps the device {configuration.device} already"
+            ) from None
+        yield
+    finally:
+        os.close(file)
 
 
 def missing_right() -> str | None:

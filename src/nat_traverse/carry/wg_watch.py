@@ -39,9 +39,7 @@ class Watch:
     its changes count: the one on the wall may be set.
     """
 
-    def __init__(
-        self, handshake: int, received: int, now: float, *, is_up: bool = False
-    ) -> None:
+    def __init__(self, handshake: int, received: int, now: float, *, is_up: bool = False) -> None:
         self._handshake, self._received = handshake, received
         self._shaken_at = self._heard_at = now
         self._is_up = is_up

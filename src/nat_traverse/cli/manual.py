@@ -212,6 +212,17 @@ name has several addresses:
                --remote {peer_host} {peer_port}'
 """
 
+WIREGUARD_EXAMPLE = """
+For WireGuard one option does it all. Both sides have a file for wg-quick(8), here
+`/etc/wireguard/nat.conf`, with a `ListenPort` and with the other side's public address and
+`ListenPort` as the `Endpoint`:
+
+    left  # nat-traverse --wireguard nat
+    right # nat-traverse --wireguard nat
+
+`docs/guide.md`, which comes with the source, has the files in full, and how to do it by hand.
+"""
+
 SECURITY = """
 The tunnel is encrypted with keys that are made for this one connection, from X25519 and ML-KEM-768
 together (QUIC, TLS 1.3). Whoever records it can't read it later either, not even with the secret.
@@ -252,8 +263,8 @@ PROOFS = (
         "Nothing",
         """With `--plain`, and with a peer that runs 0.7, everybody on the way can read, change and
         add. Neither side can be talked into that: it takes `--plain` on both, or a peer that runs
-        0.7 on one, and neither secret nor key on the other. `--handoff` and `--quit-after-connect`
-        leave all protection to the program that comes next.""",
+        0.7 on one, and neither secret nor key on the other. `--handoff`, `--wireguard` and
+        `--quit-after-connect` leave all protection to the program that uses the path.""",
     ),
 )
 
@@ -268,6 +279,7 @@ against whom each protects, and how.
 
 EXIT_STATUS = (
     ("0", "The tunnel was used and ended, or a path was found with `--quit-after-connect`."),
+    ("1", "With `--wireguard`: a command of WireGuard's failed."),
     ("2", "The command line makes no sense. Nothing was sent."),
     (
         "3",
@@ -405,6 +417,7 @@ def _examples() -> Iterable[str]:
     yield subsection("A small VPN with PPP", prose(PPP), prose(PPP_DATAGRAMS))
     yield subsection("A forwarded port with nc", prose(NETCAT))
     yield subsection("A VPN with OpenVPN", prose(OPENVPN), prose(HANDOFF_EXAMPLE))
+    yield subsection("A path for WireGuard", prose(WIREGUARD_EXAMPLE))
 
 
 def _terms(rows: Iterable[tuple[str, str]]) -> str:

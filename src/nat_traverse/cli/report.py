@@ -169,7 +169,13 @@ class Report:
     @property
     def other_side(self) -> str:
         """The command to be run on the other side, as far as it is known here."""
-        return other_side(self._connect.target, self._local_port, None)
+        target = self._connect.target
+        if self._connect.wireguard is not None:
+            return (
+                f"nat-traverse --wireguard <file with ListenPort = {target.remote_port} and"
+                f" Endpoint = <public address of this side>:{self._local_port}>"
+            )
+        return other_side(target, self._local_port, None)
 
     # -- what may happen ----------------------------------------------------------------------
 
@@ -250,7 +256,7 @@ class Report:
 
     def wireguard(self, event: str, text: str, **fields: object) -> None:
         """Tell of the device of `--wireguard`."""
-        self._tell(f"wireguard-{event}", f"wireguard: {text}", **fields)
+        self._tell(f"wireguard-{event}", f"wireguard: {text}", level=NORMAL, **fields)
 
     def failed(self, message: str, exit_code: int) -> None:
         """Tell why the program ends without success."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from nat_traverse.carry import wg_watch
-from nat_traverse.carry.wg_device import NEW, Device, WireGuardError, missing_right
+from nat_traverse.carry.wg_device import NEW, Device, WireGuardError, held, missing_right
 from nat_traverse.carry.wg_watch import Sign, Watch
 from nat_traverse.cli.search import punch_settings, watched
 from nat_traverse.errors import LocalNetworkError
@@ -28,16 +28,18 @@ _LOOK_EVERY: Final = 2.0  # s; wg takes 3 ms, and what is looked for takes a min
 _REST: Final = 5.0  # s before the network is asked again that was not there
 
 
-async def use_wireguard(
-    connect: Connect, configuration: Configuration, report: Report
-) -> NoReturn:
+async def use_wireguard(connect: Connect, configuration: Configuration, report: Report) -> NoReturn:
     """Keep the device on a path that works, until a signal ends it.
 
     Everything is undone then: a device that was made here is removed. One that was there before
     stays on the path that it has.
     """
     keeper = _Keeper(configuration, Device(configuration), connect.keepalive, report)
-    settings = punch_settings(connect, Mode.PORTS)
+    with held(configuration):
+        await _keep(keeper, punch_settings(connect, Mode.PORTS), report)
+
+
+async def _keep(keeper: _Keeper, settings: PunchSettings, report: Report) -> NoReturn:
     try:
         watch = keeper.begin()
         if watch is None:

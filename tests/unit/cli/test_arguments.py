@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from ipaddress import ip_interface, ip_network
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,6 +13,9 @@ from nat_traverse.cli.arguments import HINT, ShowHelp, ShowVersion, parse
 from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE, Connect, Demo, Keygen
 from nat_traverse.errors import UsageError
 from nat_traverse.target import Target
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 YEAR = 366 * 24 * 3600
 
@@ -44,6 +48,7 @@ def test_defaults() -> None:
         cmd=None,
         handoff=None,
         quit_after_connect=False,
+        wireguard=None,
         hard="auto",
         ttl=None,
         hints=(),
@@ -354,6 +359,60 @@ def test_no_complaint_shows_the_secret() -> None:
     for words in (("--plain",), ("-q",), ("--retry",), ("-L", "1:h:2", "--cmd", "x"), ("--bogus",)):
         for line in refusal("--secret", "hunter2", *words, "1:h:2"):
             assert "hunter2" not in line
+
+
+# -- wireguard ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> str:
+    key = "ukdP63b53ab25bJwW0jTz9QMAmtpww4ndbjSU3RWSww="
+    path = tmp_path / "nat.conf"
+    path.write_text(
+        f"[Interface]\nListenPort = 51820\n[Peer]\nPublicKey = {key}\nEndpoint = h:51821\n"
+    )
+    return str(path)
+
+
+def test_wireguard_says_in_its_file_whom_to_reach(conf: str) -> None:
+    found = parse(["--wireguard", conf, "--rate", "50", "--keepalive=9"], {})
+    assert isinstance(found, Connect)
+    assert found.target == Target(51820, "h", 51821)
+    assert found.wireguard is not None
+    assert (found.wireguard.path, found.wireguard.device) == (conf, "nat")
+    assert (found.rate, found.keepalive) == (50, 9)
+    assert found.is_plain
+
+
+def test_wireguard_takes_no_address(conf: str) -> None:
+    assert refusal("--wireguard", conf, "1:h:2") == [
+        "--wireguard takes ports and peer from its file, and '1:h:2' is one word more"
+    ]
+
+
+def test_wireguard_and_its_file() -> None:
+    assert refusal("--wireguard", "/nowhere/nat.conf") == [
+        "--wireguard: /nowhere/nat.conf can't be read: No such file or directory"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--cmd", "id"), "--wireguard and --cmd exclude each other"),
+        (("--handoff", "id"), "--wireguard and --handoff exclude each other"),
+        (("-q",), "--wireguard and --quit-after-connect exclude each other"),
+        (("--datagrams",), "--datagrams needs a tunnel"),
+        (("--retry",), "--retry needs a tunnel"),
+        (("-L", "1:h:2"), "-L needs a tunnel"),
+        (("--expose", "any"), "--expose needs a tunnel"),
+        (("--secret", "x"), "--secret proves who is at the other end of a tunnel"),
+        (("--identity", "x", "--peer-key", "y"), "--identity proves who is at the other end"),
+    ],
+)
+def test_wireguard_needs_no_tunnel(words: tuple[str, ...], said: str, conf: str) -> None:
+    (line,) = refusal("--wireguard", conf, *words)
+    assert line.startswith(said)
 
 
 # -- keygen ---------------------------------------------------------------------------------------

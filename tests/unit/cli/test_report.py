@@ -15,6 +15,7 @@ from nat_traverse.carry.receiver import OutputOverflowed
 from nat_traverse.carry.stream_relay import AllArrived, AllDelivered
 from nat_traverse.carry.streams import Forwarded, ForwardRefused, Listening, ListeningEnded
 from nat_traverse.carry.vpn import VpnDropped, VpnNarrowed, VpnUp
+from nat_traverse.carry.wireguard import Configuration
 from nat_traverse.cli.explain import Explanation
 from nat_traverse.cli.report import (
     EVENT_FIELDS,
@@ -218,6 +219,14 @@ def test_the_port_that_was_bound_is_told_from_then_on(capsys: Capture) -> None:
     assert "40001:<public address of this side>:40000" in capsys.readouterr().err
 
 
+def test_the_other_side_of_wireguard_has_a_file_too(capsys: Capture) -> None:
+    file = Configuration("/w/nat.conf", "nat", Target(51820, "gw.example.org", 51821), "key", 0)
+    told = Report(Connect(file.target, None, wireguard=file), started=time.monotonic())
+    told.observe(OPENED)
+    assert told.other_side.startswith("nat-traverse --wireguard <file with ListenPort = 51821 and")
+    assert told.other_side in capsys.readouterr().err
+
+
 COMMON = ("event", "elapsed", "text")  # fields of every object
 
 
@@ -249,6 +258,11 @@ def test_json_names_its_fields_as_documented(capsys: Capture) -> None:
     told.plain_after_all()
     told.lost("It is gone.")
     told.running("ls")
+    told.wireguard("found", "is there", device="nat", peer="p")
+    told.wireguard("up", "is up", device="nat")
+    told.wireguard("endpoint", "leads", device="nat", peer="p", local_port=1, keepalive=15)
+    told.wireguard("handshake", "shakes", device="nat", peer="p")
+    told.wireguard("down", "is down", device="nat")
     told.explained([WHY])
     told.evidence(Evidence({PATH: PathEvidence()}))
     told.failed("No path.", 4)

@@ -4,10 +4,12 @@ import pytest
 
 from nat_traverse.carry import specs
 from nat_traverse.carry.addressing import make_plan
+from nat_traverse.carry.wireguard import Configuration
 from nat_traverse.cli.settings import Connect
 from nat_traverse.target import Target
 
 TARGET = Target(40000, "gw.example.org", 40001)
+WIREGUARD = Configuration("/etc/wireguard/nat.conf", "nat", TARGET, "key", 0)
 
 
 def test_the_secret_is_in_no_text_of_it() -> None:
@@ -33,10 +35,12 @@ def test_the_secret_is_in_no_text_of_it() -> None:
         (Connect(TARGET, None, plain=True), True),
         (Connect(TARGET, None, quit_after_connect=True), True),
         (Connect(TARGET, None, handoff="ls"), True),
+        (Connect(TARGET, None, wireguard=WIREGUARD), True),
     ],
 )
 def test_what_is_not_encrypted_here(settings: Connect, plain: bool) -> None:
     assert settings.is_plain is plain
+    assert settings.leaves is (plain and not settings.plain)
 
 
 def test_what_is_about_forwards() -> None:
