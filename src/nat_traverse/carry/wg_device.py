@@ -29,10 +29,11 @@ _LIMIT: Final = 120.0
 # packet of it may leave then, or the other side's would answer it, and take its port for good.
 _NOWHERE: Final = "127.0.0.1:9"
 
-# The lines of a failure that are shown; wg-quick prints every command before that.
+# The lines of a failure that are shown. wg-quick prints every command before that, and says when it
+# turns to wireguard-go, which draws a box.
 _TOLD: Final = 3
 _PRINTABLE: Final = re.compile(r"[A-Za-z`]")
-_ECHO: Final = ("[#]", "[!]")
+_TURN: Final = "[!]"
 _KEY: Final = re.compile(r"[A-Za-z0-9+/]{43}=")
 
 # The columns of `wg show DEVICE dump`, by wg(8): of the device, and of each peer.
@@ -109,7 +110,13 @@ class Device:
 
     def look(self) -> State:
         """Return how the device and its peer are doing."""
-        state = parse_dump(self._run(["wg", "show", self.name, "dump"]), self._key)
+        try:
+            dump = self._run(["wg", "show", self.name, "dump"])
+        except WireGuardError:
+            if self.exists():
+                raise
+            raise WireGuardError(f"the device {self.name} is gone") from None
+        state = parse_dump(dump, self._key)
         if state is None:
             raise WireGuardError(
                 f"the device {self.name} has no peer with the PublicKey of {self._path}. If the"
@@ -223,5 +230,6 @@ def _named(words: Sequence[str]) -> str:
 def _reason(errors: str) -> str:
     """Return the last words of a command, without the commands it ran and without any key."""
     lines = [line.strip() for line in errors.splitlines()]
-    told = [line for line in lines if _PRINTABLE.match(line) and not line.startswith(_ECHO)]
+    turns = [number for number, line in enumerate(lines) if line.startswith(_TURN)]
+    told = [line for line in lines[turns[-1] if turns else 0 :] if _PRINTABLE.match(line)]
     return _KEY.sub("(a key)", "; ".join(told[-_TOLD:])) or "it does not say why"

@@ -84,6 +84,22 @@ def test_a_device_without_the_peer() -> None:
         device(Shell(HEAD)).look()
 
 
+class Deaf(Shell):
+    """One where the device does not answer."""
+
+    def __call__(self, words: Sequence[str]) -> str:
+        if words[-1] == "dump":
+            raise WireGuardError("no answer")
+        return super().__call__(words)
+
+
+def test_a_device_that_is_gone() -> None:
+    with pytest.raises(WireGuardError, match="the device nat is gone"):
+        device(Deaf(interfaces="\n")).look()
+    with pytest.raises(WireGuardError, match="no answer"):
+        device(Deaf()).look()
+
+
 def test_up_and_down() -> None:
     shell = Shell()
     device(shell).up()
@@ -161,7 +177,7 @@ def test_ctrl_c_is_not_for_the_command() -> None:
 
 
 def test_a_failure_is_told_without_keys_and_echoes() -> None:
-    errors = f"[#] wg setconf nat {SECRET}\n[!] Falling back\n│ box │\nKey: {SECRET}\nbad file\n"
+    errors = f"[#] ip\nError\n[!] Falling back\n│ box │\n[#] wg {SECRET}\nKey: {SECRET}\nbad file\n"
     with pytest.raises(WireGuardError) as caught:
         run_command(python(f"import sys; sys.stderr.write({errors!r}); sys.exit(3)"))
     assert str(caught.value).endswith("failed (3): Key: (a key); bad file")
