@@ -41,7 +41,7 @@ def _act(request: object) -> int:
     """Do what takes a network, and so takes longer to import."""
     import signal  # noqa: PLC0415
 
-    from nat_traverse.cli.settings import Connect, Demo, Keygen  # noqa: PLC0415
+    from nat_traverse.cli.settings import Connect, Demo, Keygen, Status, Up  # noqa: PLC0415
 
     # Until the event loop takes signals over, ^C ends the process as it ends any other, without
     # the traceback of whatever was being imported.
@@ -59,6 +59,14 @@ def _act(request: object) -> int:
         from nat_traverse.cli.keygen import run_keygen  # noqa: PLC0415
 
         return run_keygen(request.path, public=request.public)
+    if isinstance(request, Up):
+        from nat_traverse.cli.up import run_up  # noqa: PLC0415
+
+        return run_up(request)
+    if isinstance(request, Status):
+        from nat_traverse.cli.status import run_status  # noqa: PLC0415
+
+        return run_status(request)
     raise AssertionError(f"no such request: {request!r}")
 
 

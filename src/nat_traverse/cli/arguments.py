@@ -11,8 +11,10 @@ from nat_traverse.cli.options import (
     KEEPALIVE,
     KEYGEN,
     RATE,
+    STATUS,
     TTL,
     TUNNEL,
+    UP,
 )
 from nat_traverse.errors import UsageError
 from nat_traverse.form import FORM
@@ -26,9 +28,10 @@ if TYPE_CHECKING:
     from nat_traverse.carry.wireguard import Configuration
     from nat_traverse.cli.getopt import Scan
     from nat_traverse.cli.options import Command
-    from nat_traverse.cli.settings import Connect, Demo, Keygen
+    from nat_traverse.cli.settings import Connect, Demo, Keygen, Status, Up
     from nat_traverse.target import Target
 
+    Request = Connect | Demo | Keygen | Up | Status
     Values = dict[str, str | int | None]
 
 DEADLINE: Final = 180.0
@@ -76,7 +79,7 @@ class ShowHelp:
 
 def parse(
     arguments: Sequence[str], environment: Mapping[str, str]
-) -> ShowVersion | ShowHelp | Connect | Demo | Keygen:
+) -> ShowVersion | ShowHelp | Request:
     """Read `arguments`, which do not include the program's name.
 
     Raises UsageError, whose text is what the user reads: one line for each thing that is wrong,
@@ -104,17 +107,32 @@ def _shown(found: Scan, command: Command) -> ShowVersion | ShowHelp | None:
     return None
 
 
-def _settled(found: Scan, command: Command) -> Connect | Demo | Keygen:
+def settle_tunnel(found: Scan) -> Connect:
+    """Turn a scan of the tunnel's options into settings; the last of several equal options counts.
+
+    Every tunnel comes in by this door, whether a command line or a file describes it.
+    """
+    return _connect(_values(found), _verbosity(found), found)
+
+
+def _settled(found: Scan, command: Command) -> Request:
     """Turn a scan into settings; the last of several equal options counts."""
     if found.errors:
         raise UsageError("\n".join(found.errors))
-    values: Values = {event.name: event.value for event in found.events if isinstance(event, Given)}
-    verbosity = _verbosity(found)
+    values, verbosity = _values(found), _verbosity(found)
     if command is DEMO:
         return _demo(values, verbosity, found.operands)
     if command is KEYGEN:
         return _keygen(values, found.operands)
-    return _connect(values, verbosity, found)
+    if command is UP:
+        return _up(values, verbosity, found.operands)
+    if command is STATUS:
+        return _status(values, found.operands)
+    return settle_tunnel(found)
+
+
+def _values(found: Scan) -> Values:
+    return {event.name: event.value for event in found.events if isinstance(event, Given)}
 
 
 def _connect(values: Values, verbosity: int, found: Scan) -> Connect:
@@ -252,6 +270,20 @@ def _keygen(values: Values, operands: Sequence[str]) -> Keygen:
     if len(operands) != 1 or not operands[0]:
         raise UsageError("keygen wants the name of one FILE for the private key")
     return Keygen(operands[0], public="public" in values)
+
+
+def _up(values: Values, verbosity: int, operands: Sequence[str]) -> Up:
+    from nat_traverse.cli.settings import Up  # noqa: PLC0415 (--version needs none of it)
+
+    if not operands:
+        raise UsageError("up wants the name of at least one tunnel")
+    return Up(tuple(operands), verbosity, json="json" in values)
+
+
+def _status(values: Values, operands: Sequence[str]) -> Status:
+    from nat_traverse.cli.settings import Status  # noqa: PLC0415 (--version needs none of it)
+
+    return Status(tuple(dict.fromkeys(operands)), json="json" in values)
 
 
 def _demo(values: Values, verbosity: int, operands: Sequence[str]) -> Demo:

@@ -29,9 +29,9 @@ Outcome: TypeAlias = "int | Handoff | Background"
 
 def run(connect: Connect) -> int:
     """Make the tunnel and use it; returns the exit code. Signals end the process by themselves."""
-    report = make_report(connect, started=_process_start())
+    report = make_report(connect, started=process_start())
     try:
-        outcome = run_until_signalled(_connect(connect, report))
+        outcome = run_until_signalled(use(connect, report))
         if isinstance(outcome, Handoff):
             outcome.execute()
         if not isinstance(outcome, int):
@@ -41,18 +41,24 @@ def run(connect: Connect) -> int:
     except BrokenPipeError:
         # Nobody reads our output any more. Like `cat` in a pipeline: no message.
         die_of(signal.SIGPIPE)
-    except NotFoundError as error:
-        report.evidence(error.evidence)
-        report.explained(explain(error.evidence, report.other_side))
-        report.failed(f"{error}.", error.exit_code)
-        return error.exit_code
     except NatTraverseError as error:
-        report.failed(str(error), error.exit_code)
-        return error.exit_code
+        return tell_failure(error, report)
     return outcome
 
 
-async def _connect(connect: Connect, report: Report) -> Outcome:
+def tell_failure(error: NatTraverseError, report: Report) -> int:
+    """Tell why a run has failed; returns its exit code."""
+    if isinstance(error, NotFoundError):
+        report.evidence(error.evidence)
+        report.explained(explain(error.evidence, report.other_side))
+        report.failed(f"{error}.", error.exit_code)
+    else:
+        report.failed(str(error), error.exit_code)
+    return error.exit_code
+
+
+async def use(connect: Connect, report: Report) -> Outcome:
+    """Make the tunnel and use it; what is returned is an exit code, or what remains to be done."""
     if connect.wireguard is not None:
         from nat_traverse.cli.wireguard import use_wireguard  # noqa: PLC0415 (few need it)
 
@@ -111,7 +117,7 @@ def _go_into_background(background: Background, report: Report) -> int:
     return 0
 
 
-def _process_start() -> float:
+def process_start() -> float:
     """Return when this process started, on time.monotonic's clock, or now if it can't be told.
 
     Linux tells it in ticks since boot, and counts suspend; a difference of two such times does not.

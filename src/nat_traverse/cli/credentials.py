@@ -27,11 +27,11 @@ VARIABLE: Final = SECRET_VARIABLE
 _LONGEST: Final = 64 * 1024
 
 # Permissions that a file may not give, if it is a regular one.
-_PRIVATE: Final = 0o077  # only its owner gets at it
+PRIVATE: Final = 0o077  # only its owner gets at it
 # A file of root's that this user may read: root lends it, by a group or by an access list, which
 # shows as the group's permissions. Credentials of systemd services come like that.
 _LENT: Final = 0o027
-_UNCHANGED: Final = 0o022  # everybody may read it, only its owner may change it
+UNCHANGED: Final = 0o022  # everybody may read it, only its owner may change it
 
 
 def means(
@@ -66,7 +66,7 @@ def means(
 
 def read_identity(path: str) -> bytes:
     """Return the private key (32 bytes) in a file that only its owner may read."""
-    pem = _read_file(path, "the identity", _PRIVATE)
+    pem = read_file(path, "the identity", PRIVATE)
     try:
         return decode_private(pem)
     except UsageError as error:
@@ -75,7 +75,7 @@ def read_identity(path: str) -> bytes:
 
 def read_secret(path: str) -> bytes:
     """Return the first line of a file that only its owner may read, as the proof wants it."""
-    first, _, _ = _read_file(path, "the secret file", _PRIVATE).partition(b"\n")
+    first, _, _ = read_file(path, "the secret file", PRIVATE).partition(b"\n")
     try:
         # Some editors begin a file with a mark that no user sees or means.
         text = first.decode("utf-8-sig")
@@ -123,7 +123,7 @@ def _normal(text: str, where: str) -> bytes:
 
 def _keys_in(path: str) -> list[bytes]:
     """Return the keys in a file: one a line, and comments behind #."""
-    text = _read_file(path, "the file of peer keys", _UNCHANGED).decode("utf-8-sig", "replace")
+    text = read_file(path, "the file of peer keys", UNCHANGED).decode("utf-8-sig", "replace")
     keys = []
     for number, line in enumerate(text.splitlines(), 1):
         bare = line.partition("#")[0].strip()
@@ -138,7 +138,7 @@ def _keys_in(path: str) -> list[bytes]:
     return keys
 
 
-def _read_file(path: str, what: str, forbidden: int) -> bytes:
+def read_file(path: str, what: str, forbidden: int) -> bytes:
     """Return all of a file whose mode has none of the bits of `forbidden`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
@@ -150,7 +150,7 @@ def _read_file(path: str, what: str, forbidden: int) -> bytes:
     except OSError as error:
         number = error.errno or errno.EIO
         hint = ""
-        if forbidden == _UNCHANGED and number == errno.ENOENT:
+        if forbidden == UNCHANGED and number == errno.ENOENT:
             hint = f" A key itself begins with {PREFIX}."
         raise ErrnoError(
             f"Cannot read {what} {path}: {os.strerror(number)}.{hint}", number
@@ -172,12 +172,12 @@ def _check_access(status: os.stat_result, path: str, what: str, forbidden: int) 
             f"Cannot trust {what} {path}: it belongs to another user, who may change it.",
             errno.EACCES,
         )
-    if forbidden == _PRIVATE and status.st_uid != user:
+    if forbidden == PRIVATE and status.st_uid != user:
         forbidden = _LENT
     mode = stat.S_IMODE(status.st_mode)
     if mode & forbidden:
-        does = "change" if forbidden == _UNCHANGED else "read or change"
-        repair = "go-w" if forbidden == _UNCHANGED else "600"
+        does = "change" if forbidden == UNCHANGED else "read or change"
+        repair = "go-w" if forbidden == UNCHANGED else "600"
         raise ErrnoError(
             f"Cannot trust {what} {path}: others than its owner may {does} it (mode {mode:04o})."
             f" Use: chmod {repair} {path}",

@@ -235,7 +235,7 @@ DIFFERENCES = (
     ),
     Difference(
         "commands",
-        "The words `demo` and `keygen` as first argument",
+        "The words `demo`, `keygen`, `up` and `status` as first argument",
         "The usage text.",
         "Commands.",
         "Without a colon they never were addresses.",

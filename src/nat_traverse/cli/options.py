@@ -40,18 +40,21 @@ class Option:
     heading it stands under in `--help`, `summary` its text there, and `manual` its text in the
     manual page, in the markup of `nat_traverse.cli.manual`. `default` is a value, for the reader.
     `choices` are the only values where there are any; `shell_command` says that the value is a
-    command to run.
+    command to run, `file` that it is the name of a file, and `repeatable` that all count of those
+    that are given, and not the last one only.
     """
 
     __slots__ = (
         "choices",
         "default",
+        "file",
         "group",
         "kind",
         "legacy",
         "manual",
         "metavar",
         "name",
+        "repeatable",
         "shell_command",
         "summary",
     )
@@ -69,6 +72,8 @@ class Option:
         legacy: bool = False,
         choices: tuple[Choice, ...] = (),
         shell_command: bool = False,
+        file: bool = False,
+        repeatable: bool = False,
     ) -> None:
         self.name = name
         self.kind: Kind = kind
@@ -80,6 +85,8 @@ class Option:
         self.legacy = legacy
         self.choices = choices
         self.shell_command = shell_command
+        self.file = file
+        self.repeatable = repeatable
 
     def __repr__(self) -> str:
         return f"<Option --{self.name}>"
@@ -87,7 +94,12 @@ class Option:
     @property
     def word(self) -> str:
         """How it is written: `--window`; one of ssh's letters as `-L`."""
-        return f"--{self.name}" if len(self.name) > 1 else f"-{self.name.upper()}"
+        return f"--{self.key}" if len(self.name) > 1 else f"-{self.key}"
+
+    @property
+    def key(self) -> str:
+        """How a description of a tunnel spells it: `window`; one of ssh's letters as `L`."""
+        return self.name if len(self.name) > 1 else self.name.upper()
 
     @property
     def spelling(self) -> str:
@@ -101,9 +113,12 @@ class Option:
 
 
 class Command:
-    """What one word (or none: the tunnel itself) does, and the options that it knows."""
+    """What one word (or none: the tunnel itself) does, and the options that it knows.
 
-    __slots__ = ("manual", "name", "operand", "options", "summary")
+    `operands` says what a shell can offer for the operand: the "names" of tunnels, a "file".
+    """
+
+    __slots__ = ("manual", "name", "operand", "operands", "options", "summary")
 
     def __init__(
         self,
@@ -113,9 +128,11 @@ class Command:
         summary: str,
         manual: str,
         options: tuple[Option, ...],
+        operands: Literal["", "names", "file"] = "",
     ) -> None:
         self.name = name
         self.operand = operand
+        self.operands = operands
         self.summary = summary
         self.manual = manual
         self.options = options
@@ -266,6 +283,7 @@ LOCAL: Final = Option(
     "l",
     STRING,
     metavar="SPEC",
+    repeatable=True,
     group=FORWARDS,
     summary="as with ssh: SPEC is [BIND:]PORT:HOST:HOSTPORT; listen on PORT here, and connect to "
     "HOST:HOSTPORT from the other side. udp/ before it forwards UDP, a path is a Unix socket",
@@ -284,6 +302,7 @@ REMOTE: Final = Option(
     "r",
     STRING,
     metavar="SPEC",
+    repeatable=True,
     group=FORWARDS,
     summary="the same the other way round: the other side listens on PORT, and HOST:HOSTPORT is "
     "connected to from here",
@@ -299,6 +318,7 @@ DYNAMIC: Final = Option(
     "d",
     STRING,
     metavar="[BIND:]PORT",
+    repeatable=True,
     group=FORWARDS,
     summary="a SOCKS5 server on PORT here, whose connections start on the other side",
     manual="""
@@ -311,6 +331,7 @@ EXPOSE: Final = Option(
     "expose",
     STRING,
     metavar="HOST:PORT",
+    repeatable=True,
     group=FORWARDS,
     summary="let the other side reach this from here, or listen there with -R; a path is a Unix "
     "socket, any is everything; may be given more than once",
@@ -431,6 +452,7 @@ SECRET_FILE: Final = Option(
     "secret-file",
     STRING,
     metavar="FILE",
+    file=True,
     group=PEER,
     summary="the first line of FILE is the secret; others must not be able to read it",
     manual="""
@@ -443,6 +465,7 @@ IDENTITY: Final = Option(
     "identity",
     STRING,
     metavar="FILE",
+    file=True,
     group=PEER,
     summary="this side's private key, as `nat-traverse keygen` makes it; with --peer-key",
     manual="""
@@ -455,6 +478,8 @@ PEER_KEY: Final = Option(
     "peer-key",
     STRING,
     metavar="KEY",
+    repeatable=True,
+    file=True,
     group=PEER,
     summary="a public key that the other side may have, or a file with one a line; may be given "
     "more than once",
@@ -541,6 +566,7 @@ HINT: Final = Option(
     "hint",
     INTEGER,
     metavar="PORT",
+    repeatable=True,
     group=SEARCH,
     summary="a port that the peer's gateway was seen to use lately: search near it first; "
     "may be given more than once",
@@ -714,8 +740,44 @@ KEYGEN: Final = Command(
         can read, and print the public half, which is for `--peer-key` on the other side. A file
         that is there is never overwritten.
     """,
+    operands="file",
     options=(PUBLIC, HELP, VERSION),
 )
 
-COMMANDS: Final = {DEMO.name: DEMO, KEYGEN.name: KEYGEN}
+UP: Final = Command(
+    "up",
+    operand="NAME...",
+    summary="run the tunnels that files describe, as a service",
+    manual="""
+        Run the tunnels that are described in files, side by side, until the program is stopped. A
+        *NAME* stands for the file *NAME*`.toml`; its lines are the options of `nat-traverse`.
+        Whenever a tunnel is lost, another path is looked for.
+    """,
+    operands="names",
+    options=(QUIET, VERBOSE, JSON, HELP, VERSION),
+)
+
+STATUS_JSON: Final = Option(
+    "json",
+    FLAG,
+    group=TALK,
+    summary="print a list of JSON objects, for programs",
+    manual="""
+        Print one list of JSON objects, one for each tunnel; see OUTPUT for their fields.
+    """,
+)
+
+STATUS: Final = Command(
+    "status",
+    operand="[NAME...]",
+    summary="show the tunnels that run by up",
+    manual="""
+        Show how the tunnels are that `nat-traverse up` runs for this user: whether there is a path,
+        which one, how long since, how much has passed. With *NAME*, only those.
+    """,
+    operands="names",
+    options=(STATUS_JSON, HELP, VERSION),
+)
+
+COMMANDS: Final = {each.name: each for each in (DEMO, KEYGEN, UP, STATUS)}
 """The words that, as the very first argument, are a command. None has a colon."""

@@ -35,6 +35,8 @@ from nat_traverse.tunnel.plain import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from nat_traverse.api import Event as TunnelEvent
     from nat_traverse.carry.datagram_relay import DatagramEvent
     from nat_traverse.carry.relay import RelayEvent
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 EVENT_FIELDS: Final = (
     ("event", "What happened, one of the words below; the first field of every object."),
     ("elapsed", "Seconds since the program started, with milliseconds."),
+    ("name", "Which tunnel it is about, with `nat-traverse up` only; the third field."),
     ("text", "The same in words, as the last field; these may change with any version."),
     ("opened", ("The sockets are open. `local_port`, `addresses` (our own), `peers` (all addresses"
      " that are tried), `other_side` (the command to run there).")),
@@ -73,6 +76,8 @@ EVENT_FIELDS: Final = (
     ("rejected", ("Somebody answered who could not prove to be the peer. `message`, `failures`"
      " (so far; the fifth ends the program).")),
     ("unfinished", "A path was found and no tunnel came of it; it is tried again. `message`."),
+    ("held-up", ("This host has no way to the peer now: no network, or no name server. It is tried"
+     " again. `message`.")),
     ("lost", ("With `--retry` or `--wireguard`: the path is lost, and another one is looked for."
      " `message`.")),
     ("wireguard-found", "The device is in use already, and is watched. `device`, `peer`."),
@@ -141,7 +146,8 @@ class Report:
     """Tells what happens, in words.
 
     `started` is the time of the program's start on time.monotonic's clock. `verbosity` is QUIET,
-    NORMAL or VERBOSE; errors are always told.
+    NORMAL or VERBOSE; errors are always told. `is_patient` is whether a network that is missing is
+    waited for: once a tunnel has been there, and not before, when it may be the user's mistake.
     """
 
     def __init__(self, connect: Connect, *, started: float) -> None:
@@ -155,6 +161,8 @@ class Report:
         self._refusals: set[tuple[str, ErrorKind]] = set()
         self._status = ""
         self._deadline = connect.deadline
+        self._held_up = ""
+        self.is_patient = False
 
     @property
     def elapsed(self) -> float:
@@ -248,7 +256,22 @@ class Report:
         self._begun.clear()
         self._refusals.clear()
         self._deadline = None  # it was for the first one
+        self.is_patient = True
         self._tell("lost", f"{text} Looking for a path again.", message=text)
+
+    def held_up(self, text: str) -> None:
+        """Tell that this host has no way to the peer at present; of each reason, once."""
+        if text != self._held_up:
+            self._held_up = text
+            self._tell("held-up", f"{text} Trying again.", message=text)
+
+    def found(self, what: object) -> None:
+        """Take note of a link or a hole that was found; it is nothing to tell of."""
+        del what
+        self._held_up = ""
+
+    def attach(self, part: str, tell: Callable[[], Mapping[str, object]]) -> None:
+        """Take note of something whose state `nat-traverse status` shows under the name `part`."""
 
     def running(self, command: str) -> None:
         """Tell that the command starts."""
@@ -394,8 +417,7 @@ class Report:
 
     def _proven(self, outcome: Outcome) -> None:
         """Tell that both sides have an encrypted tunnel, and who is at the other end."""
-        means = (("secret", outcome.by_secret), ("keys", outcome.peer_key is not None))
-        proof = " and ".join(word for word, used in means if used) or "code"
+        proof = outcome.means
         from nat_traverse.tunnel.keys import encode_public  # noqa: PLC0415 (--plain has none)
 
         key = None if outcome.peer_key is None else encode_public(outcome.peer_key)

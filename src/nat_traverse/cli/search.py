@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import TYPE_CHECKING, TypeVar
 
 from nat_traverse.cli.report import TerminalReport
+from nat_traverse.errors import LocalNetworkError
 from nat_traverse.punch.settings import Hard
 from nat_traverse.session import PunchSettings
 
@@ -20,12 +22,33 @@ _T = TypeVar("_T")
 
 _STATUS_EVERY = 1.0  # s between two states of the live line
 
+# What a host says that has no network for the moment: a cable is out, an address was taken away and
+# the next one has not come, a name server can't be reached (22, as 0.7 had it).
+_PASSING = frozenset(
+    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.EINVAL}
+)
+# s between two looks: an address comes within seconds, and a look costs a lookup of the name.
+_LOOK_AGAIN = 1.0
+
 
 async def watched(report: Report, find: Callable[..., Awaitable[_T]], settings: object) -> _T:
-    """Find the path with `find`, with a live line on a terminal meanwhile."""
+    """Find the path with `find`, with a live line on a terminal meanwhile.
+
+    A host that has no network is waited for, where the report is patient.
+    """
     showing = asyncio.ensure_future(_show_status(report))
     try:
-        return await find(settings, report.observe)
+        while True:
+            try:
+                found = await find(settings, report.observe)
+            except LocalNetworkError as error:
+                if not report.is_patient or error.errno not in _PASSING:
+                    raise
+                report.held_up(str(error))
+                await asyncio.sleep(_LOOK_AGAIN)
+            else:
+                report.found(found)
+                return found
     finally:
         showing.cancel()
         if isinstance(report, TerminalReport):

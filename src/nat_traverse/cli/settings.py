@@ -90,3 +90,18 @@ class Demo(NamedTuple):
     right: str
     verbosity: int = NORMAL
     json: bool = False
+
+
+class Up(NamedTuple):
+    """Run the tunnels of these names, or that are described in files of these names."""
+
+    names: tuple[str, ...]
+    verbosity: int = NORMAL
+    json: bool = False
+
+
+class Status(NamedTuple):
+    """Show the tunnels of these names; none: all."""
+
+    names: tuple[str, ...] = ()
+    json: bool = False

@@ -15,6 +15,7 @@ from nat_traverse.errors import (
     PeerGoneError,
     shown,
 )
+from nat_traverse.link.statistics import Statistics
 from nat_traverse.link.stream import Stream
 from nat_traverse.model import ErrorKind, Path
 from nat_traverse.net import shutter
@@ -149,6 +150,9 @@ class Link:
         self._running = False
         self._sealed_user: SealedUser | None = None
         self._sealed_waits = False  # for room in the socket
+        # Bytes in datagrams, on the path of the tunnel.
+        self.octets_sent = 0
+        self.octets_received = 0
         self.ending: Event | None = None  # what ended the tunnel, if it was not this side
         # Whoever does not ask how it ended is not to be told by a warning.
         self.proven.add_done_callback(_retrieve)
@@ -178,6 +182,16 @@ class Link:
     def peer(self) -> Endpoint:
         """Where the peer is at present."""
         return self.tunnel.path.remote
+
+    @property
+    def statistics(self) -> Statistics:
+        """What has passed so far, and how the path is now."""
+        return Statistics(
+            sent=self.octets_sent,
+            received=self.octets_received,
+            heard=self.tunnel.heard,
+            round_trip=self.tunnel.round_trip,
+        )
 
     @property
     def is_over(self) -> bool:
@@ -251,6 +265,7 @@ class Link:
                     return len(run)
                 self._block(sock)
         self._sealed_waits = accepted < len(run)
+        self.octets_sent += accepted
         return accepted
 
     async def drain(self) -> None:
@@ -340,12 +355,16 @@ class Link:
         for data, size, address in arrived:
             if len(data) <= size and (address == spelled or self._path(number, address) == path):
                 spelled = address
+                self.octets_received += len(data)
                 singles.append(data)
                 continue
             if singles:
                 self.tunnel.receive_many(singles, now)
                 singles = []
-            self.tunnel.receive_run(data, size, self._path(number, address), now)
+            came = self._path(number, address)
+            if came == path:
+                self.octets_received += len(data)
+            self.tunnel.receive_run(data, size, came, now)
             if path != self.tunnel.path:
                 path, spelled = self.tunnel.path, None
         if singles:
@@ -391,7 +410,9 @@ class Link:
         datagrams = sum(-(-len(data) // size) for data, size in runs)
         genuine = user.sealed_received(runs, now)
         if genuine:
-            self.tunnel.note_peer(path, sum(len(data) for data, _ in runs), now)
+            octets = sum(len(data) for data, _ in runs)
+            self.octets_received += octets
+            self.tunnel.note_peer(path, octets, now)
         if genuine < datagrams:
             self.tunnel.note_strangers(datagrams - genuine, now)
 
@@ -552,6 +573,7 @@ class Link:
             train = _next_train(self._unsent)
             size = len(train[0])
             accepted = sock.send_segments(train, size, to)
+            self.octets_sent += accepted
             for _ in range(-(-accepted // size)):
                 self._unsent.popleft()
             if accepted < sum(map(len, train)):

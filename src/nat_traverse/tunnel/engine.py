@@ -141,6 +141,11 @@ class Engine(Protocol):
         """True if the path takes more at the moment, as far as congestion control knows."""
         ...
 
+    @property
+    def round_trip(self) -> float | None:
+        """The smoothed round-trip time in seconds; None if it is not known."""
+        ...
+
     def ping(self) -> None:
         """Ask the peer for a sign of life: the event Alive, if it comes."""
         ...

@@ -124,6 +124,12 @@ class Outcome:
     purpose: int
     by_secret: bool = False
 
+    @property
+    def means(self) -> str:
+        """What has proven who the peer is, in words; `code` if it is left to the users."""
+        means = (("secret", self.by_secret), ("keys", self.peer_key is not None))
+        return " and ".join(word for word, used in means if used) or "code"
+
 
 class Proof:
     """One side of the proof.

@@ -238,6 +238,13 @@ class QuicEngine:
             return False
         return core.bytes_in_flight < core.congestion_window
 
+    @property
+    def round_trip(self) -> float | None:
+        """The smoothed round-trip time (RFC 9002, section 5.3) in seconds; None if unknown."""
+        # Beyond the documented interface.
+        core = self._connection._core  # noqa: SLF001
+        return None if core is None else core.smoothed_rtt or None
+
     def ping(self) -> None:
         """Ask the peer for a sign of life: the event Alive, if it comes."""
         self._pings += 1

@@ -226,14 +226,19 @@ class SecureTunnel:
         return b"".join(nonces if self.is_client else nonces[::-1]) + self._fingerprint
 
     @property
-    def heard(self) -> float:
-        """When the peer has last given a sign of life, on the clock of `now`."""
-        return self._heard
-
-    @property
     def undone(self) -> int:
         """How many streams were ended here and not consumed to their end there."""
         return len(self._undone)
+
+    @property
+    def heard(self) -> float:
+        """When the peer last gave a sign of life that only it can give; the start if it did not."""
+        return self._heard
+
+    @property
+    def round_trip(self) -> float | None:
+        """Seconds from a packet to its answer, smoothed; None if unknown."""
+        return self._engine.round_trip
 
     # -- inputs -------------------------------------------------------------------------------
 

@@ -116,7 +116,7 @@ def test_what_the_path_is_for(
     monkeypatch.setattr(secure, "reach", note)
     request = requested(*words, "40000:h:40001")
     with pytest.raises(Asked):
-        asyncio.run(module._connect(request, make_report(request, started=0.0)))
+        asyncio.run(module.use(request, make_report(request, started=0.0)))
     assert asked == [mode]
 
 
@@ -158,7 +158,7 @@ def test_a_hand_over_gets_the_ports_that_work(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "punch", session.punch)
     request = requested("--handoff", "openvpn --lport {local_port} --remote {peer}", "1:h:2")
     report = make_report(request, started=0.0)
-    handoff = asyncio.run(module._connect(request, report))
+    handoff = asyncio.run(module.use(request, report))
     assert isinstance(handoff, Handoff)
     assert handoff.line() == "openvpn --lport 51000 --remote 203.0.113.2:61000"
     assert session.settled
@@ -178,7 +178,7 @@ async def stopped(
     mine, theirs = free_ports()
     plain = ("--plain",) if kind == "plain" else ()
     request = requested(*words, *plain, "--quiet", f"{mine}:127.0.0.1:{theirs}")
-    leaving = asyncio.ensure_future(module._connect(request, make_report(request, started=0.0)))
+    leaving = asyncio.ensure_future(module.use(request, make_report(request, started=0.0)))
     stop(leaving)
     mode = Mode.PLAIN if kind == "plain" else Mode.TUNNEL
     hole = await punch(PunchSettings(theirs, "127.0.0.1", mine, 20.0, mode=mode), lambda _: None)

@@ -1,0 +1,187 @@
+"""`nat-traverse up`: the tunnels that files describe, side by side, until the program is stopped.
+
+Each tunnel is a task of its own: one that ends for good, because the other side is the wrong one or
+its command has ended, leaves the others alone. Before anything starts, every description has been
+read and every name is taken, so that a mistake is told at once and nothing is left half done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import traceback
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from nat_traverse.cli.connect import process_start, tell_failure, use
+from nat_traverse.cli.description import read_description
+from nat_traverse.cli.monitor import Monitor, State
+from nat_traverse.cli.places import find_description, runtime
+from nat_traverse.cli.settings import NORMAL
+from nat_traverse.cli.signals import Signalled, die_of, run_until_signalled
+from nat_traverse.cli.up_report import make_up_report
+from nat_traverse.errors import ErrnoError, NatTraverseError, UsageError
+from nat_traverse.net.notify import VARIABLES, Notifier
+from nat_traverse.net.status_socket import StatusSocket
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nat_traverse.cli.settings import Connect, Up
+    from nat_traverse.cli.up_report import UpReport
+
+
+def run_up(request: Up) -> int:
+    """Run the tunnels; returns the exit code. Signals end the process by themselves.
+
+    0: all have ended as they should; else the status of the first that did not. 2: a description is
+    wrong; 98: one of them runs already. With these two, none was started.
+    """
+    service: _Service | None = None
+    try:
+        with ExitStack() as stack:
+            service = _Service(_described(request), stack)
+            return run_until_signalled(service.run())
+    except Signalled as signalled:
+        die_of(signalled.number)
+    except KeyboardInterrupt:  # outside of the event loop
+        die_of(signal.SIGINT)
+    except (UsageError, ErrnoError) as error:
+        for line in str(error).splitlines():
+            print(f"nat-traverse: {line}", file=sys.stderr)
+        return error.exit_code
+
+
+def _described(request: Up) -> dict[str, tuple[str, Connect]]:
+    """Return the file and the settings of every tunnel, by its name.
+
+    Raises UsageError with all that is wrong with any of them.
+    """
+    found: dict[str, tuple[str, Connect]] = {}
+    problems: list[str] = []
+    for word in request.names:
+        try:
+            name, path = find_description(word, os.environ, os.geteuid())
+            if name in found:
+                problems.append(f"{word}: there is another tunnel {name!r} here.")
+                continue
+            found[name] = path, _with_wishes(read_description(path, os.environ), request)
+        except UsageError as error:
+            problems.append(str(error))
+    if problems:
+        raise UsageError("\n".join(problems))
+    return found
+
+
+def _with_wishes(connect: Connect, request: Up) -> Connect:
+    """Return the settings with what the command line says about how it talks."""
+    verbosity = connect.verbosity if request.verbosity == NORMAL else request.verbosity
+    return connect._replace(verbosity=verbosity, json=connect.json or request.json)
+
+
+class _Service:
+    """All tunnels of this process, and what its service manager is told of them."""
+
+    def __init__(self, described: Mapping[str, tuple[str, Connect]], stack: ExitStack) -> None:
+        directory = runtime(os.environ, os.geteuid())
+        self._notifier = Notifier(os.environ, os.getpid())
+        started = process_start()
+        self._tunnels: list[_Tunnel] = []
+        self._failures: list[int] = []
+        self._is_ready = False
+        for name, (path, connect) in described.items():
+            claim = StatusSocket(directory, name)
+            stack.callback(claim.release)
+            monitor = Monitor(name, path, connect)
+            report = make_up_report(
+                connect, os.environ, started=started, monitor=monitor, changed=self._tell
+            )
+            self._tunnels.append(_Tunnel(connect, report, claim))
+        for variable in VARIABLES:
+            os.environ.pop(variable, None)  # a command that is run is not this service
+
+    async def run(self) -> int:
+        """Run them all; returns the exit code."""
+        watching = asyncio.ensure_future(self._watch())
+        tasks: list[asyncio.Task[int]] = []
+        try:
+            for tunnel in self._tunnels:
+                await tunnel.claim.serve(tunnel.answer)
+            self._tell()
+            tasks += [asyncio.ensure_future(tunnel.run()) for tunnel in self._tunnels]
+            for ending in asyncio.as_completed(tasks):
+                status = await ending
+                if status:
+                    self._failures.append(status)
+            return self._failures[0] if self._failures else 0
+        finally:
+            self._notifier.tell(STOPPING="1", STATUS="ending")
+            watching.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(watching, *tasks, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        """Tell the service manager that this event loop runs, twice as often as it wants."""
+        interval = self._notifier.watchdog
+        while interval is not None:
+            self._notifier.tell(WATCHDOG="1")
+            await asyncio.sleep(interval / 2)
+
+    def _tell(self) -> None:
+        """Tell the service manager how the tunnels are, and when each has been up once."""
+        monitors = [tunnel.report.monitor for tunnel in self._tunnels]
+        if not self._is_ready:
+            tried = [each for each in monitors if each.state is not State.SEARCHING]
+            alive = any(each.state is not State.ENDED for each in monitors)
+            self._is_ready = alive and len(tried) == len(monitors)
+            if self._is_ready:
+                self._notifier.tell(READY="1")
+        if len(monitors) == 1:
+            self._notifier.tell(STATUS=monitors[0].summary)
+        else:
+            self._notifier.tell(STATUS="; ".join(f"{m.name}: {m.summary}" for m in monitors))
+
+
+class _Tunnel:
+    """One tunnel: its settings, what it says, and its name."""
+
+    def __init__(self, connect: Connect, report: UpReport, claim: StatusSocket) -> None:
+        self.report = report
+        self.claim = claim
+        self._connect = connect
+
+    def answer(self) -> bytes:
+        """Return the state, as a line of JSON."""
+        return json.dumps(self.report.monitor.describe()).encode() + b"\n"
+
+    async def run(self) -> int:
+        """Run it until it ends for good; returns its exit code."""
+        status = await self._run()
+        self.report.ended(status)
+        return status
+
+    async def _run(self) -> int:
+        report = self.report
+        try:
+            outcome = await use(self._connect, report)
+            if isinstance(outcome, int):
+                return outcome
+            return await self._go_on(outcome)
+        except NatTraverseError as error:
+            return tell_failure(error, report)
+        except Exception:  # noqa: BLE001 (the others are not to end by it)
+            report.failed(f"a mistake of this program:\n{traceback.format_exc()}", 1)
+            return 1
+
+    async def _go_on(self, outcome: object) -> int:
+        """Stay for the process that a command has left behind: a service is in the background."""
+        from nat_traverse.cli.secure import SecureBackground  # noqa: PLC0415 (see there)
+
+        if not isinstance(outcome, SecureBackground):
+            raise AssertionError(f"no description asks for {outcome!r}")  # noqa: TRY004 (a bug)
+        await outcome.go_on(self.report.observe)
+        return outcome.detached.status
