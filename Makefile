@@ -37,10 +37,13 @@ soak:
 	@scripts/setup soak
 	$(PYTHON_IN) -m bench.soak $(SOAK)
 
-# The manual page and the shell completions, from the table of options.
+# The manual pages and the shell completions, from the table of options.
 docs:
 	@scripts/setup lint
 	$(PYTHON_IN) -m nat_traverse.cli.manual >docs/nat-traverse.1
+	for page in $$($(PYTHON_IN) -m nat_traverse.cli.pages); do \
+	    $(PYTHON_IN) -m nat_traverse.cli.pages $$page >docs/$$page || exit 1; \
+	done
 	$(PYTHON_IN) -m nat_traverse.cli.completion bash >docs/completion/nat-traverse.bash
 	$(PYTHON_IN) -m nat_traverse.cli.completion zsh >docs/completion/_nat-traverse
 	$(PYTHON_IN) -m nat_traverse.cli.completion fish >docs/completion/nat-traverse.fish

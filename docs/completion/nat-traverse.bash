@@ -1,8 +1,19 @@
 # bash completion for nat-traverse
 
+# The names of the tunnels that files describe.
+_nat_traverse_names()
+{
+    local file
+    for file in "${XDG_CONFIG_HOME:-$HOME/.config}/nat-traverse/"*.toml /etc/nat-traverse/*.toml; do
+        file=${file##*/}
+        [[ $file == "*.toml" ]] || printf '%s\n' "${file%.toml}"
+    done
+}
+
 _nat_traverse()
 {
-    local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} options
+    local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]}
+    local options operands=
     if [[ $current == "=" ]]; then
         current=
     elif [[ $before == "=" ]]; then
@@ -13,15 +24,14 @@ _nat_traverse()
     case $before in
         --cmd) mapfile -t COMPREPLY < <(compgen -c -- "$current"); return ;;
         --handoff) mapfile -t COMPREPLY < <(compgen -c -- "$current"); return ;;
-        --wireguard) return ;;
         -L) return ;;
         -R) return ;;
         -D) return ;;
         --expose) return ;;
         --secret) return ;;
-        --secret-file) return ;;
-        --identity) return ;;
-        --peer-key) return ;;
+        --secret-file) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        --identity) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        --peer-key) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         --timeout) return ;;
         --window) return ;;
         --hard) mapfile -t COMPREPLY < <(compgen -W "auto always never" -- "$current"); return ;;
@@ -35,13 +45,19 @@ _nat_traverse()
 
     case ${COMP_WORDS[1]} in
         demo) options="--left --right --verbose --json --help --version" ;;
-        keygen) options="--public --help --version" ;;
-        *) options="--cmd --datagrams --handoff --wireguard --quit-after-connect --plain -L -R -D --expose --retry --secret --secret-file --identity --peer-key --timeout --window --hard --ttl --hint --rate --keepalive --quiet --verbose --json --help --version" ;;
+        keygen) options="--public --help --version"; operands=file ;;
+        up) options="--quiet --verbose --json --help --version"; operands=names ;;
+        status) options="--json --help --version"; operands=names ;;
+        *) options="--cmd --datagrams --handoff --quit-after-connect --plain -L -R -D --expose --retry --secret --secret-file --identity --peer-key --timeout --window --hard --ttl --hint --rate --keepalive --quiet --verbose --json --help --version" ;;
     esac
     if [[ $current == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$options" -- "$current")
     elif ((COMP_CWORD == 1)); then
-        mapfile -t COMPREPLY < <(compgen -W "demo keygen" -- "$current")
+        mapfile -t COMPREPLY < <(compgen -W "demo keygen up status" -- "$current")
+    elif [[ $operands == file ]]; then
+        mapfile -t COMPREPLY < <(compgen -f -- "$current")
+    elif [[ $operands == names ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "$(_nat_traverse_names)" -- "$current")
     fi
 }
 

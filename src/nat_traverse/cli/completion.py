@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from nat_traverse.cli.options import COMMANDS, FLAG, TUNNEL
+from nat_traverse.cli.places import PROGRAM, SUFFIX, SYSTEM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -17,6 +18,16 @@ if TYPE_CHECKING:
 
 EVERY = (TUNNEL, *COMMANDS.values())
 
+_FISH_NAMES = f"""\
+# The names of the tunnels that files describe.
+function __nat_traverse_names
+    set -q XDG_CONFIG_HOME; and set -l base $XDG_CONFIG_HOME; or set -l base $HOME/.config
+    for file in $base/{PROGRAM}/*{SUFFIX} {SYSTEM}/*{SUFFIX}
+        string replace -r '^.*/(.*)\\{SUFFIX}$' '$1' -- $file
+    end
+end
+"""
+
 
 def bash() -> str:
     """Return the completion for bash 4 and later; it needs no bash-completion package.
@@ -24,14 +35,25 @@ def bash() -> str:
     bash hands over `--left=drop` as three words, and `:` splits words too, hence the first lines.
     """
     commands = "\n".join(
-        f'        {command.name}) options="{_spellings(command)}" ;;' for command in EVERY[1:]
+        f"        {command.name}) {_bash_command(command)} ;;" for command in EVERY[1:]
     )
     return f"""\
 # bash completion for nat-traverse
 
+# The names of the tunnels that files describe.
+_nat_traverse_names()
+{{
+    local file
+    for file in "${{XDG_CONFIG_HOME:-$HOME/.config}}/{PROGRAM}/"*{SUFFIX} {SYSTEM}/*{SUFFIX}; do
+        file=${{file##*/}}
+        [[ $file == "*{SUFFIX}" ]] || printf '%s\\n' "${{file%{SUFFIX}}}"
+    done
+}}
+
 _nat_traverse()
 {{
-    local current=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD - 1]}} options
+    local current=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD - 1]}}
+    local options operands=
     if [[ $current == "=" ]]; then
         current=
     elif [[ $before == "=" ]]; then
@@ -51,6 +73,10 @@ _nat_traverse()
         mapfile -t COMPREPLY < <(compgen -W "$options" -- "$current")
     elif ((COMP_CWORD == 1)); then
         mapfile -t COMPREPLY < <(compgen -W "{" ".join(COMMANDS)}" -- "$current")
+    elif [[ $operands == file ]]; then
+        mapfile -t COMPREPLY < <(compgen -f -- "$current")
+    elif [[ $operands == names ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "$(_nat_traverse_names)" -- "$current")
     fi
 }}
 
@@ -62,15 +88,17 @@ def zsh() -> str:
     """Return the completion for zsh's compinit; the file has to be called `_nat-traverse`."""
     commands = "\n".join(
         f"    {command.name})\n        shift words\n        (( CURRENT-- ))\n"
-        f"        _arguments \\\n{_zsh_options(command)}\n        ;;"
+        f"        _arguments \\\n{_zsh_arguments(command)}\n        ;;"
         for command in EVERY[1:]
     )
     words = " ".join(_quoted(f"{command.name}:{command.summary}") for command in EVERY[1:])
     return f"""\
 #compdef nat-traverse
 
-local -a commands
+local -a commands names
 commands=({words})
+# The names of the tunnels that files describe.
+names=(${{XDG_CONFIG_HOME:-$HOME/.config}}/{PROGRAM}/*{SUFFIX}(N:t:r) {SYSTEM}/*{SUFFIX}(N:t:r))
 
 case $words[2] in
 {commands}
@@ -79,7 +107,7 @@ case $words[2] in
             _describe command commands
         fi
         _arguments \\
-{_zsh_options(TUNNEL)}
+{_zsh_arguments(TUNNEL)}
         ;;
 esac
 """
@@ -88,7 +116,7 @@ esac
 def fish() -> str:
     """Return the completion for fish."""
     names = " ".join(COMMANDS)
-    lines = ["# fish completion for nat-traverse", "", "complete -c nat-traverse -f"]
+    lines = ["# fish completion for nat-traverse", "", _FISH_NAMES, "complete -c nat-traverse -f"]
     lines += [
         f"complete -c nat-traverse -n __fish_is_first_arg -a {command.name}"
         f" -d {_quoted(command.summary)}"
@@ -98,6 +126,9 @@ def fish() -> str:
         seen = f"__fish_seen_subcommand_from {command.name or names}"
         condition = seen if command.name else f"not {seen}"
         lines += [_fish_option(option, condition) for option in command.options]
+        if command.operands:
+            offered = "-a '(__nat_traverse_names)'" if command.operands == "names" else "-F"
+            lines.append(f"complete -c nat-traverse -n '{condition}' {offered}")
     return "\n".join(lines) + "\n"
 
 
@@ -135,13 +166,27 @@ def _bash_value(option: Option) -> str:
         words = f'-W "{_words(option)}"'
     elif option.shell_command:
         words = "-c"
+    elif option.file:
+        words = "-f"
     else:
         return " return"
     return f' mapfile -t COMPREPLY < <(compgen {words} -- "$current"); return'
 
 
-def _zsh_options(command: Command) -> str:
-    return " \\\n".join(f"            {_zsh_option(option)}" for option in command.options)
+def _bash_command(command: Command) -> str:
+    """Return what sets the options of a command, and what its operands are."""
+    operands = f"; operands={command.operands}" if command.operands else ""
+    return f'options="{_spellings(command)}"{operands}'
+
+
+def _zsh_arguments(command: Command) -> str:
+    """Return the words for _arguments: the options, and what can stand for the operands."""
+    words = [_zsh_option(option) for option in command.options]
+    if command.operands == "names":
+        words.append('"*:NAME:($names)"')
+    elif command.operands == "file":
+        words.append(f"'1:{command.operand}:_files'")
+    return " \\\n".join(f"            {word}" for word in words)
 
 
 def _zsh_option(option: Option) -> str:
@@ -154,16 +199,19 @@ def _zsh_option(option: Option) -> str:
         action = f"({_words(option)})"
     elif option.shell_command:
         action = "_command_names -e"
+    elif option.file:
+        action = "_files"
     metavar = option.metavar.replace("[", "(").replace("]", ")").replace(":", "\\:")
     joint = "=" if len(option.name) > 1 else ""  # `-L value`, and never `-L=value`
-    return _quoted(f"{option.word}{joint}[{summary}]:{metavar}:{action}")
+    often = "*" if option.repeatable else ""
+    return _quoted(f"{often}{option.word}{joint}[{summary}]:{metavar}:{action}")
 
 
 def _fish_option(option: Option, condition: str) -> str:
     spelled = f"-l {option.name}" if len(option.name) > 1 else f"-s {option.name.upper()}"
     line = f"complete -c nat-traverse -n '{condition}' {spelled}"
     if option.kind != FLAG:
-        line += " -x"
+        line += " -r -F" if option.file else " -x"
     if option.choices:
         line += f" -a '{_words(option)}'"
     elif option.shell_command:

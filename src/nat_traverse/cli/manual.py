@@ -8,18 +8,17 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from nat_traverse._version import __version__
 from nat_traverse.cli.differences import DIFFERENCES
 from nat_traverse.cli.options import COMMANDS, TUNNEL
+from nat_traverse.cli.pages import heading, option_entries, synopsis
 from nat_traverse.cli.report import EVENT_FIELDS
-from nat_traverse.cli.roff import entry, escape, prose, section, subsection
+from nat_traverse.cli.roff import entry, prose, section, subsection, terms
 from nat_traverse.cli.usage import OPERANDS
-from nat_traverse.demo.records import RECORD_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from nat_traverse.cli.options import Command, Option
+    from nat_traverse.cli.options import Command
 
 DESCRIPTION = """
 nat-traverse makes a direct tunnel between two hosts that both sit behind NAT gateways or firewalls.
@@ -122,29 +121,22 @@ From then on:
 """
 
 SERVICE = """
-A unit for systemd(1), `/etc/systemd/system/nat-traverse.service`, that keeps the SSH server of
-right reachable. The secret is in a file of root's, which the service gets a copy of:
+A file describes the tunnel, with the options by their names, here the side of right in
+`/etc/nat-traverse/left.toml`:
 
-    [Unit]
-    Description=SSH for left, through the gateways
-    Wants=network-online.target
-    After=network-online.target
+    connect = "40001:natgw-of-left:40000"
+    secret-file = "left.secret"
+    expose = ["localhost:22"]
 
-    [Service]
-    LoadCredential=secret:/etc/nat-traverse/secret
-    ExecStart=/usr/local/bin/nat-traverse --retry --timeout 0 \\
-        --secret-file ${CREDENTIALS_DIRECTORY}/secret \\
-        --expose localhost:22 40001:natgw-of-left:40000
-    Restart=on-failure
-    RestartSec=1min
-    DynamicUser=yes
+And this keeps it up, whatever happens, and shows how it is:
 
-    [Install]
-    WantedBy=multi-user.target
+    right # nat-traverse up left
+    right # nat-traverse status left
 
-`--retry` sees to all that time can heal. What remains, such as five attempts without the secret,
-ends the program, and it begins again a minute later. Each start is worth five guesses, so the
-secret should be four words drawn by chance at least, or a key.
+`nat-traverse-up`(1) says how systemd(1) does it at every start of the machine. What time can heal,
+the program sees to. What remains, such as five attempts without the secret, ends it, and systemd(1)
+begins again a minute later. Each start is worth five guesses, so the secret should be four words
+drawn by chance at least, or a key.
 """
 
 PPP = """
@@ -340,9 +332,7 @@ With `--json` each line is one JSON object. Names do not change between versions
 added.
 """
 
-OUTPUT_DEMO = """
-`nat-traverse demo --json` passes on what both sides say, and says more itself, with these names:
-"""
+OTHERS = "`nc`(1), `ssh`(1), `openvpn`(8), `pppd`(8), `wg`(8)"
 
 DIFFERENCES_INTRODUCTION = """
 Scripts for nat-traverse 0.7 run unchanged, except for what is listed here. Each entry says what 0.7
@@ -354,58 +344,32 @@ def manual() -> str:
     """Return the page in man(7)."""
     return "".join(
         (
-            f'.TH NAT\\-TRAVERSE 1 "" "nat\\-traverse {escape(__version__)}" "User Commands"\n',
+            heading("nat-traverse", 1, "User Commands"),
             section("NAME", r"nat\-traverse \- direct tunnel between two hosts behind NAT", "\n"),
-            section("SYNOPSIS", *map(_synopsis, (TUNNEL, *COMMANDS.values()))),
-            section("DESCRIPTION", prose(DESCRIPTION), _terms(OPERANDS)),
-            section("OPTIONS", prose(OPTIONS_INTRODUCTION), _options(TUNNEL.options)),
+            section("SYNOPSIS", *map(synopsis, (TUNNEL, *COMMANDS.values()))),
+            section("DESCRIPTION", prose(DESCRIPTION), terms(OPERANDS)),
+            section("OPTIONS", prose(OPTIONS_INTRODUCTION), option_entries(TUNNEL)),
             section("COMMANDS", *map(_command, COMMANDS.values())),
             section("EXAMPLES", *_examples()),
-            section("SECURITY", prose(SECURITY), _terms(PROOFS), prose(SECURITY_NOTE)),
-            section("EXIT STATUS", _terms(EXIT_STATUS), prose(EXIT_STATUS_NOTE)),
-            section("ENVIRONMENT", _terms(ENVIRONMENT)),
-            section("OUTPUT", prose(OUTPUT), prose(OUTPUT_JSON), _terms(EVENT_FIELDS), *_demo()),
+            section("SECURITY", prose(SECURITY), terms(PROOFS), prose(SECURITY_NOTE)),
+            section("EXIT STATUS", terms(EXIT_STATUS), prose(EXIT_STATUS_NOTE)),
+            section("ENVIRONMENT", terms(ENVIRONMENT)),
+            section("OUTPUT", prose(OUTPUT), prose(OUTPUT_JSON), terms(EVENT_FIELDS)),
             section("DIFFERENCES FROM 0.7", prose(DIFFERENCES_INTRODUCTION), _differences()),
-            section("SEE ALSO", prose("`nc`(1), `ssh`(1), `openvpn`(8), `pppd`(8), `wg`(8)")),
+            section("SEE ALSO", prose(f"{_pages()}, {OTHERS}")),
         )
     )
 
 
-def _demo() -> tuple[str, str]:
-    return prose(OUTPUT_DEMO), _terms(RECORD_FIELDS)
-
-
-def _synopsis(command: Command) -> str:
-    words = [f"`{word}`" for word in ("nat-traverse", command.name) if word]
-    words.append("[*options*]")
-    if command.operand:
-        words.append("*" + command.operand.replace(":", "*`:`*") + "*")
-    return prose(" ".join(words))
-
-
-def _options(options: Iterable[Option]) -> str:
-    return "".join(entry(_spelling(option), option.manual) for option in options)
-
-
-def _spelling(option: Option) -> str:
-    return f"`{option.word}` *{option.metavar}*" if option.metavar else f"`{option.word}`"
+def _pages() -> str:
+    names = [f"`nat-traverse-{name}`(1)" for name in COMMANDS]
+    return ", ".join([*names, "`nat-traverse.toml`(5)"])
 
 
 def _command(command: Command) -> str:
-    """Describe a command, its own options, and the values they can have."""
-    own = [option for option in command.options if option not in TUNNEL.options]
-    shared = [f"`{option.word}`" for option in command.options if option in TUNNEL.options]
-    kinds = {option.metavar: option.choices for option in own if option.choices}
-    return "".join(
-        (
-            subsection(command.name, prose(command.manual), _options(own)),
-            prose(f"{', '.join(shared)} are as above."),
-            *(
-                prose(f"*{metavar}* is one of:")
-                + _terms((choice.word, choice.meaning) for choice in choices)
-                for metavar, choices in kinds.items()
-            ),
-        )
+    """Say what a command is for; it has a page of its own."""
+    return subsection(
+        command.name, prose(command.manual), prose(f"See `nat-traverse-{command.name}`(1).")
     )
 
 
@@ -418,10 +382,6 @@ def _examples() -> Iterable[str]:
     yield subsection("A forwarded port with nc", prose(NETCAT))
     yield subsection("A VPN with OpenVPN", prose(OPENVPN), prose(HANDOFF_EXAMPLE))
     yield subsection("A path for WireGuard", prose(WIREGUARD_EXAMPLE))
-
-
-def _terms(rows: Iterable[tuple[str, str]]) -> str:
-    return "".join(entry(f"`{term}`" if "*" not in term else term, text) for term, text in rows)
 
 
 def _differences() -> str:

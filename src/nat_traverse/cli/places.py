@@ -57,7 +57,7 @@ def descriptions(environment: Mapping[str, str], user: int) -> list[str]:
     base = environment.get("XDG_CONFIG_HOME", "")
     home = environment.get("HOME", "")
     if not base.startswith("/") and home.startswith("/"):  # a relative one counts for nothing
-        base = f"{home}/.config"
+        base = f"{home.rstrip('/')}/.config"
     if base.startswith("/"):
         places.append(f"{base}/{PROGRAM}")
     return places if user == 0 else places[::-1]

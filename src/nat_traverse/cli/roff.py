@@ -8,6 +8,10 @@ for something else.
 from __future__ import annotations
 
 import textwrap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def section(title: str, *bodies: str) -> str:
@@ -30,6 +34,11 @@ def entry(term: str, text: str) -> str:
     first, *others = _blocks(text)
     body = "".join(_block(block, opening=".IP") for block in others)
     return f".TP\n{inline(term)}\n{inline(first)}\n{body}"
+
+
+def terms(rows: Iterable[tuple[str, str]]) -> str:
+    """Render a list of words with their meanings; a word that has markup of its own keeps it."""
+    return "".join(entry(f"`{term}`" if "*" not in term else term, text) for term, text in rows)
 
 
 def inline(text: str) -> str:

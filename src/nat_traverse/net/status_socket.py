@@ -106,7 +106,7 @@ def ask(path: str, patience: float) -> bytes | None:
         sock.settimeout(patience)
         try:
             sock.connect(path)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):  # too many wait for an answer already
             return b""
         except OSError:
             return None
