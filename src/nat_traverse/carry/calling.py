@@ -12,6 +12,7 @@ from nat_traverse.carry.streams import (
     FirstLine,
     Forwarded,
     client_name,
+    hold,
     reset,
 )
 from nat_traverse.errors import LocalProtocolError, RemoteProtocolError
@@ -150,7 +151,7 @@ class Connection(asyncio.Protocol):
 
     def call(self, request: Request) -> None:
         """Ask the peer."""
-        self.transport.pause_reading()
+        hold(self.transport)
         self._call = Call(self._traffic, self._take_answer)
         self._call.start(request)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, cast
 
-from nat_traverse.carry.streams import reset
+from nat_traverse.carry.streams import hold, reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,4 +122,4 @@ class Waiting(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Stop reading before anything was read."""
-        cast("asyncio.Transport", transport).pause_reading()
+        hold(cast("asyncio.Transport", transport))

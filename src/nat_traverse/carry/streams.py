@@ -196,6 +196,23 @@ class FirstLine:
         return line
 
 
+def hold(transport: asyncio.Transport) -> None:
+    """Stop reading of a connection, even before it has begun, as in `connection_made`.
+
+    asyncio of Python 3.11.2, which Debian 12 has, begins to read in the next round of its loop,
+    even if it was told not to; what comes then, a protocol that waits would lose. So it is told
+    once more.
+    """
+    transport.pause_reading()
+    asyncio.get_running_loop().call_soon(_hold_again, transport)
+
+
+def _hold_again(transport: asyncio.Transport) -> None:
+    if not transport.is_reading() and not transport.is_closing():
+        transport.resume_reading()  # else it would believe that there is nothing to do
+        transport.pause_reading()
+
+
 def reset(transport: Duplex) -> None:
     """End a connection in a way that the program at its other end takes for a failure.
 

@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from asyncio import selector_events
+from typing import Any, cast
 
 import pytest
 
-from nat_traverse.carry.streams import FirstLine, Traffic, explained, reset
+from nat_traverse.carry.streams import FirstLine, Traffic, explained, hold, reset
 from nat_traverse.errors import RemoteProtocolError, shown
-from support.forwards import run
+from support.forwards import run, until
 
 
 @pytest.mark.parametrize(
@@ -81,5 +83,67 @@ def test_only_tcp_has_a_reset() -> None:
         assert await loop.sock_recv(other, 1) == b""
         reset(transport)  # once more does no harm
         other.close()
+
+    run(test())
+
+
+def begins_all_the_same(transport: Any, descriptor: int, callback: object, *more: object) -> None:
+    """What asyncio of Python 3.11.2 does after `connection_made`, whatever that has said."""
+    if not transport.is_closing():
+        transport._loop._add_reader(descriptor, callback, *more)
+
+
+class Held(asyncio.Protocol):
+    """A connection that is not to be read for now."""
+
+    def __init__(self) -> None:
+        self.received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        hold(self.transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_what_is_held_is_not_read_by_any_version_of_python(
+    old: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if old:
+        transports = vars(selector_events)["_SelectorTransport"]
+        monkeypatch.setattr(transports, "_add_reader", begins_all_the_same)
+
+    async def test() -> None:
+        one, other = socket.socketpair()
+        one.sendall(b"early")
+        loop = asyncio.get_running_loop()
+        transport, held = await loop.create_connection(Held, sock=other)
+        for _ in range(10):  # rounds of the loop
+            await asyncio.sleep(0)
+        assert held.received == b""
+        transport.resume_reading()
+        one.sendall(b", late")
+        one.close()
+        await until(transport.is_closing)
+        assert held.received == b"early, late"
+
+    run(test())
+
+
+def test_what_is_held_may_be_read_or_closed_at_once() -> None:
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        for act in ("resume_reading", "close"):
+            one, other = socket.socketpair()
+            with one:
+                transport, _ = await loop.create_connection(Held, sock=other)
+                hold(transport)
+                getattr(transport, act)()
+                await asyncio.sleep(0)
+                assert transport.is_reading() == (act == "resume_reading")
+                transport.close()
+                await asyncio.sleep(0)
 
     run(test())
