@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import nat_traverse
 from support.lab import eventually
+from support.ordinary import ordinary
 from support.programs import OURS
 from support.tools import need
 
@@ -141,64 +137,11 @@ def test_gateways_that_change_ports_are_explained() -> None:
     assert result.stdout.splitlines()[-1].startswith("No tunnel between these two: ")
 
 
-# What the program imports besides the standard library, and what that imports.
-LIBRARIES = ("qh3", "spake2", "cryptography", "cffi", "_cffi_backend")
-
-
-def copy_library(name: str, directory: Path) -> None:
-    """Copy an installed package or module into `directory`."""
-    found = importlib.util.find_spec(name)
-    assert found is not None
-    assert found.origin is not None
-    origin = Path(found.origin)
-    if found.submodule_search_locations:
-        shutil.copytree(origin.parent, directory / name)
-    else:
-        shutil.copy(origin, directory)
-
-
 @pytest.fixture
 def nobody() -> Iterator[tuple[list[str], dict[str, str]]]:
-    """Return the start of a command line without root's rights, and its environment.
-
-    Neither the interpreter of the tests nor the sources need to be within the reach of nobody: if
-    they are in root's home they are not.
-    """
-    environment = {**os.environ, "HOME": "/", "PYTHONDONTWRITEBYTECODE": "1"}
-    if os.geteuid() != 0:
-        yield [sys.executable, "-m", "nat_traverse"], environment
-        return
-    user = [need("setpriv", package="util-linux"), f"--reuid={NOBODY}", f"--regid={NOBODY}"]
-    # Through a shell: setpriv itself still has root's rights when it looks for the program.
-    user += ["--clear-groups", "sh", "-c", 'exec "$@"', "sh"]
-    assert subprocess.check_output([*user, "id", "-u"]).decode().strip() == str(NOBODY)
-    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
-        Path(directory).chmod(0o755)
-        source = Path(nat_traverse.__file__).parent
-        shutil.copytree(source, Path(directory, "nat_traverse"))
-        for library in LIBRARIES:
-            copy_library(library, Path(directory))
-        environment["PYTHONPATH"] = directory
-        python = _reachable(user, environment)
-        yield [*user, python, "-P", "-m", "nat_traverse"], environment
-
-
-def _reachable(user: list[str], environment: dict[str, str]) -> str:
-    """Return an interpreter that `user` can run the program with."""
-    for python in (sys.executable, need("python3", package="python3")):
-        for candidate in (python, os.path.realpath(python), "/usr/bin/python3"):
-            probe = subprocess.run(
-                [*user, candidate, "-P", "-c", "import nat_traverse.tunnel.quic, spake2"],
-                capture_output=True,
-                env=environment,
-                cwd="/",
-                check=False,
-            )
-            if probe.returncode == 0:
-                return candidate
-    pytest.fail(
-        "no Python 3.11 or newer within the reach of an ordinary user: apt-get install python3"
-    )
+    """Return the start of a command line without root's rights, and its environment."""
+    with ordinary() as (python, environment):
+        yield [*python, "-m", "nat_traverse"], environment
 
 
 def test_works_without_root(nobody: tuple[list[str], dict[str, str]]) -> None:

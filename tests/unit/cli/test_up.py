@@ -1,0 +1,272 @@
+"""`nat-traverse up`, as whole programs on this machine; the lab has gateways in between."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nat_traverse.cli import main
+from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE, Up
+from nat_traverse.cli.up import _described
+from support.ends import free_ports
+from support.forwards import unused_port
+from support.lab import eventually
+from support.leftovers import can_be_bound
+from support.services import Services, passes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Iterator[Services]:
+    with Services(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def here(services: Services, monkeypatch: pytest.MonkeyPatch) -> Services:
+    """The same for a run in this process."""
+    for name, value in services.environment.items():
+        monkeypatch.setenv(name, value)
+    return services
+
+
+def pair(services: Services, one: str = "one", other: str = "two") -> tuple[int, int]:
+    """Describe both ends of a tunnel on this machine."""
+    mine, theirs = free_ports()
+    listen, target = unused_port(), unused_port()
+    services.describe(one, f"{mine}:127.0.0.1:{theirs}", f'L = "{listen}:127.0.0.1:{target}"')
+    services.describe(other, f"{theirs}:127.0.0.1:{mine}", f'expose = "127.0.0.1:{target}"')
+    return listen, target
+
+
+# -- before it runs -------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_is_told_at_once(here: Services, capsys: Capture) -> None:
+    here.describe("one", "40000:127.0.0.1:40001")
+    here.describe("two", "40000:127.0.0.1:40001", 'expose = "any"', "rate = 1")
+    assert main(["up", "one", "two", "three"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert "one.toml: it carries nothing" in lines[0]
+    assert "two.toml: rate: --rate is out of range" in lines[1]
+    assert "There is no tunnel 'three'" in lines[2]
+    assert all(line.startswith("nat-traverse: ") for line in lines)
+    assert here.left_over == []
+
+
+def test_the_same_tunnel_twice(here: Services, capsys: Capture) -> None:
+    path = here.describe("one", "40000:127.0.0.1:40001", 'expose = "any"')
+    assert main(["up", "one", str(path)]) == 2
+    assert "there is another tunnel 'one' here" in capsys.readouterr().err
+
+
+def test_a_file_that_others_may_change(here: Services, capsys: Capture) -> None:
+    here.describe("one", "40000:127.0.0.1:40001", 'cmd = "ls"').chmod(0o666)
+    assert main(["up", "one"]) == errno.EACCES
+    assert "Cannot trust the description" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "told"),
+    [
+        ("", (NORMAL, False), (NORMAL, False)),
+        ("verbose = true", (NORMAL, False), (VERBOSE, False)),
+        ("verbose = true", (QUIET, True), (QUIET, True)),
+        ("json = true", (VERBOSE, False), (VERBOSE, True)),
+    ],
+)
+def test_how_it_talks(
+    here: Services, file: str, line: tuple[int, bool], told: tuple[int, bool]
+) -> None:
+    here.describe("one", "40000:127.0.0.1:40001", 'expose = "any"', file)
+    (_, connect) = _described(Up(("one",), *line))["one"]
+    assert (connect.verbosity, connect.json) == told
+
+
+# -- while it runs --------------------------------------------------------------------------------
+
+
+def test_forwards_work_and_nothing_is_left(services: Services) -> None:
+    listen, target = pair(services)
+    one, two = services.up("one"), services.up("two", "--json")
+    services.comes_to("one", "connected")
+    told = services.comes_to("two", "connected")
+    assert passes(listen, target)
+    assert told["pid"] == two.process.pid
+    after = services.ask("two")
+    assert after["sent"] > told["sent"]
+    assert after["received"] > told["received"]
+    assert after["last_contact"] < 60
+    assert two.event("connected")["name"] == "two"
+    assert all(line.startswith("one: ") for line in one.errors.splitlines())
+    assert services.left_over == ["one.lock", "one.sock", "two.lock", "two.sock"]
+    one.signal(signal.SIGTERM)
+    assert one.wait() == -signal.SIGTERM
+    assert services.comes_to("two", "searching-again")["problem"]
+    two.signal(signal.SIGINT)
+    assert two.wait() == -signal.SIGINT
+    assert services.left_over == []
+
+
+def test_a_second_start_is_refused_and_starts_nothing(services: Services) -> None:
+    pair(services)
+    one = services.up("one")
+    services.comes_to("one", "searching")
+    again = services.up("two", "one")
+    assert again.wait() == errno.EADDRINUSE
+    assert again.errors.startswith("nat-traverse: A tunnel 'one' runs already; its lock is ")
+    assert len(again.errors.splitlines()) == 1
+    assert services.left_over == ["one.lock", "one.sock"]
+    # What a killed process leaves is no hindrance.
+    one.signal(signal.SIGKILL)
+    one.wait()
+    assert services.left_over == ["one.lock", "one.sock"]
+    assert services.status("one").returncode == 3
+    services.up("one")
+    services.comes_to("one", "searching")
+
+
+def test_several_in_one_process_and_one_that_fails(services: Services) -> None:
+    listen, target = pair(services)
+    wrong = services.directory / "nat-traverse" / "wrong"
+    wrong.write_text("something else")
+    wrong.chmod(0o644)  # others may read it: refused when it is looked at
+    mine, theirs = free_ports()
+    services.describe("bad", f"{mine}:127.0.0.1:{theirs}", 'expose = "any"', proof="wrong")
+    both = services.up("one", "bad", "two")
+    services.comes_to("one", "connected")
+    services.comes_to("two", "connected")
+    assert passes(listen, target)
+    bad = services.ask("bad")
+    assert (bad["state"], bad["exit_code"]) == ("ended", errno.EACCES)
+    assert "Cannot trust the secret file" in bad["problem"]
+    assert {line.split(":")[0] for line in both.errors.splitlines()} == {"one", "bad", "two"}
+    assert services.status().returncode == 1
+    assert services.status("one", "two").returncode == 0
+    both.signal(signal.SIGTERM)
+    assert both.wait() == -signal.SIGTERM
+    assert services.left_over == []
+
+
+def test_the_first_failure_is_the_status(services: Services) -> None:
+    ports = free_ports(4)
+    services.describe("one", f"{ports[0]}:127.0.0.1:{ports[1]}", 'cmd = "exit 7"')
+    services.describe("two", f"{ports[1]}:127.0.0.1:{ports[0]}", 'cmd = "true"')
+    services.describe("bad", f"{ports[2]}:127.0.0.1:{ports[3]}", 'cmd = "ls"', proof="none")
+    program = services.up("one", "two", "bad")
+    # bad ends at once, and the others when their commands have.
+    assert program.wait() == errno.ENOENT
+    assert "bad: " in program.errors
+    assert services.left_over == []
+
+
+def test_a_command_that_leaves_a_daemon_behind(services: Services) -> None:
+    ports = free_ports()
+    held = services.directory / "held"
+    script = f"exec 3<&0; (read -r line <&3; echo $line >{held}; read -r line <&3) &"
+    services.describe("one", f"{ports[0]}:127.0.0.1:{ports[1]}", f"cmd = '{script}'")
+    services.describe("two", f"{ports[1]}:127.0.0.1:{ports[0]}", 'cmd = "echo hello; sleep 1000"')
+    one, two = services.up("one"), services.up("two")
+    eventually(lambda: held.exists() and held.read_text() == "hello\n", "the daemon's file")
+    assert one.process.poll() is None
+    two.signal(signal.SIGTERM)
+    assert two.wait() == -signal.SIGTERM
+    one.wait()
+    assert services.left_over == []
+
+
+def test_a_tunnel_that_the_other_side_ends_without_retry(services: Services) -> None:
+    ports = free_ports()
+    connects = [f"{ports[side]}:127.0.0.1:{ports[1 - side]}" for side in (0, 1)]
+    services.describe("one", connects[0], 'expose = "any"', "retry = false")
+    services.describe("two", connects[1], 'expose = "any"')
+    one, two = services.up("one"), services.up("two")
+    services.comes_to("one", "connected")
+    services.comes_to("two", "connected")
+    two.signal(signal.SIGTERM)
+    assert one.wait() == errno.ECONNRESET
+    assert all(map(can_be_bound, ports))
+
+
+def test_a_limit_for_the_first_path(services: Services) -> None:
+    ports = free_ports()
+    services.describe(
+        "one", f"{ports[0]}:127.0.0.1:{ports[1]}", 'expose = "any"', "timeout = 1", "window = 0"
+    )
+    one = services.up("one")
+    assert one.wait() == 4
+    assert "one: " in one.errors
+    assert "no path to the peer was found in time." in one.errors
+
+
+def test_a_name_that_is_unknown_yet_is_waited_for(services: Services) -> None:
+    services.describe("one", "40000:nobody.invalid:40001", 'expose = "any"')
+    one = services.up("one", "--json")
+    assert one.event("held-up")["name"] == "one"
+    assert services.ask("one")["state"] == "searching"
+    assert "nobody.invalid" in services.ask("one")["problem"]
+
+
+# -- the service manager --------------------------------------------------------------------------
+
+
+def test_the_service_manager_is_told(services: Services) -> None:
+    pair(services)
+    address = str(services.directory / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.settimeout(30)
+        before = ("sh", "-c", 'WATCHDOG_PID=$$ exec "$@"', "sh")
+        environment = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "200000"}
+        one = services.up("one", before=before, env=environment)
+        heard: list[str] = []
+
+        def hears(line: str) -> None:
+            while line not in heard:
+                heard.extend(manager.recv(4096).decode().splitlines())
+
+        hears("STATUS=looking for a path to 127.0.0.1")
+        hears("WATCHDOG=1")
+        assert "READY=1" not in heard
+        services.up("two")
+        hears("READY=1")
+        hears(f"STATUS=connected to {services.ask('one')['peer']}")
+        heard.clear()
+        hears("WATCHDOG=1")
+        one.signal(signal.SIGTERM)
+        hears("STOPPING=1")
+        assert heard.count("READY=1") == 0
+        assert one.wait() == -signal.SIGTERM
+
+
+def test_what_a_command_is_not_told(services: Services) -> None:
+    ports = free_ports()
+    connects = [f"{ports[side]}:127.0.0.1:{ports[1 - side]}" for side in (0, 1)]
+    file = services.directory / "environment"
+    services.describe("one", connects[0], f'cmd = "env >{file}"')
+    services.describe("two", connects[1], 'cmd = "true"')
+    environment = {"NOTIFY_SOCKET": "@nobody", "WATCHDOG_USEC": "1000000"}
+    both = services.up("one", "two", env=environment)
+    assert both.wait() == 0
+    assert "NOTIFY_SOCKET" not in file.read_text()
+    assert "WATCHDOG" not in file.read_text()
+
+
+def test_the_journal_is_recognized(services: Services) -> None:
+    services.describe("one", "40000:nobody.invalid:40001", 'expose = "any"')
+    log = services.directory / "log"
+    log.write_text("")
+    status = log.stat()
+    script = f'exec 2>>{log}; JOURNAL_STREAM={status.st_dev}:{status.st_ino} exec "$@"'
+    services.up("one", before=("sh", "-c", script, "sh"))
+    eventually(lambda: "<4>one: " in log.read_text(), "a warning in the journal")
