@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nat_traverse.cli.arguments import ShowHelp, ShowVersion, parse
 from nat_traverse.cli.options import COMMANDS, TUNNEL
-from nat_traverse.cli.settings import Connect, Demo, Keygen
+from nat_traverse.cli.settings import Connect, Demo, Keygen, Status, Up
 from nat_traverse.errors import UsageError
 
 names = st.sampled_from([option.name for option in TUNNEL.options])
@@ -42,7 +42,7 @@ def test_any_words_give_a_request_or_a_usage_error(arguments: list[str], posix: 
     except UsageError as error:
         check_complaint(error)
         return
-    assert isinstance(request, ShowVersion | ShowHelp | Connect | Demo | Keygen)
+    assert isinstance(request, ShowVersion | ShowHelp | Connect | Demo | Keygen | Up | Status)
     if isinstance(request, Connect):
         assert 0 <= request.target.local_port <= 65535
         assert 0 < request.target.remote_port <= 65535

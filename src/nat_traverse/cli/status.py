@@ -67,7 +67,7 @@ def _read(name: str, answer: bytes) -> dict[str, Any]:
     """Return what a socket has answered; it is this user's own, or root asks."""
     try:
         told = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         told = None
     if not isinstance(told, dict) or not isinstance(told.get("state"), str):
         return {"name": name, "state": NOT_ANSWERING}
@@ -107,7 +107,7 @@ def _rows(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "transfer", f"{_amount(told['received'])} received, {_amount(told['sent'])} sent"
     for forward in get("forwards") or []:
         address = forward.get("address")
-        yield "forward", forward["what"] + (f", listening on {address}" if address else "")
+        yield "forward", f"{forward.get('what')}" + (f", listening on {address}" if address else "")
     yield "command", get("command") or ""
     for name, part in told.items():
         if isinstance(part, dict):

@@ -10,7 +10,7 @@ import pytest
 from nat_traverse.carry.addressing import Plan
 from nat_traverse.cli import options
 from nat_traverse.cli.arguments import HINT, ShowHelp, ShowVersion, parse
-from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE, Connect, Demo, Keygen
+from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE, Connect, Demo, Keygen, Status, Up
 from nat_traverse.errors import UsageError
 from nat_traverse.target import Target
 
@@ -465,6 +465,32 @@ def test_posixly_correct_with_any_value() -> None:
         parse(["1:h:2", "-q"], {"POSIXLY_CORRECT": ""})
     with pytest.raises(UsageError, match="Unknown option: q"):
         parse(["-q", "1:h:2"], {"POSIXLY_CORRECT": ""})
+
+
+# -- up and status --------------------------------------------------------------------------------
+
+
+def test_up() -> None:
+    assert parse(["up", "home"], {}) == Up(("home",), NORMAL, json=False)
+    assert parse(["up", "b", "--json", "a", "--quiet"], {}) == Up(("b", "a"), QUIET, json=True)
+    assert parse(["up", "--verbose", "./x.toml"], {}) == Up(("./x.toml",), VERBOSE)
+    assert refusal("up") == ["up wants the name of at least one tunnel"]
+    assert refusal("up", "--retry", "home") == ["Unknown option: retry"]
+    assert refusal("--json", "up", "home")[0].startswith("one LOCAL_PORT:PEER:REMOTE_PORT is")
+    shown = parse(["up", "--help"], {})
+    assert isinstance(shown, ShowHelp)
+    assert shown.command is options.UP
+
+
+def test_status() -> None:
+    assert parse(["status"], {}) == Status()
+    assert parse(["status", "--json"], {}) == Status((), json=True)
+    assert parse(["status", "b", "a", "b"], {}) == Status(("b", "a"))
+    assert isinstance(parse(["status", "-v"], {}), ShowVersion)
+    assert refusal("status", "--verbose") == ["Unknown option: verbose"]
+
+
+# -- demo -----------------------------------------------------------------------------------------
 
 
 def test_demo() -> None:

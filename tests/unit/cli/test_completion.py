@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nat_traverse.cli.completion import FILES, SHELLS, main
-from nat_traverse.cli.options import DEMO, KEYGEN, KINDS, TUNNEL
+from nat_traverse.cli.options import COMMANDS, DEMO, KEYGEN, KINDS, STATUS, TUNNEL, UP
 from support.tools import need
 
 COMMITTED = Path(__file__).parents[3] / "docs" / "completion"
@@ -17,7 +17,24 @@ KIND_WORDS = {choice.word for choice in KINDS}
 TUNNEL_OPTIONS = {option.word for option in TUNNEL.options}
 DEMO_OPTIONS = {option.word for option in DEMO.options}
 KEYGEN_OPTIONS = {option.word for option in KEYGEN.options}
+UP_OPTIONS = {option.word for option in UP.options}
+STATUS_OPTIONS = {option.word for option in STATUS.options}
 LETTERS = {"-L", "-R", "-D"}
+NAMES = {"home", "office-2"}
+
+
+@pytest.fixture
+def described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two tunnels that files describe, and a directory with another file to be in."""
+    directory = tmp_path / "nat-traverse"
+    directory.mkdir()
+    for name in NAMES:
+        (directory / f"{name}.toml").write_text("")
+    (directory / "secret").write_text("")
+    (tmp_path / "key file").write_text("")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def output(program: str, *arguments: str) -> list[str]:
@@ -80,6 +97,20 @@ def test_bash_completes() -> None:
     assert bash("demo", "--left", "=") == KIND_WORDS
     assert bash("--window", "") == set()
     assert "compgen" in bash("--cmd", "compge")
+    assert bash("up", "-") == UP_OPTIONS
+    assert bash("status", "-") == STATUS_OPTIONS
+    assert bash("") == set(COMMANDS)
+
+
+def test_bash_completes_names_and_files(described: Path) -> None:
+    assert bash("up", "") >= NAMES
+    assert bash("up", "home", "off") == {"office-2"}
+    assert bash("status", "--json", "h") == {"home"}
+    assert bash("--secret-file", "key") == {"key file"}
+    assert bash("keygen", "key") == {"key file"}
+    for path in (described / "nat-traverse").iterdir():
+        path.unlink()
+    assert not bash("up", "") & {"*", "*.toml", *NAMES}
 
 
 def fish(line: str) -> set[str]:
@@ -105,6 +136,19 @@ def test_fish_completes() -> None:
     assert fish("nat-traverse demo --left=dr") == {"--left=drop"}
     assert fish("nat-traverse --window ") == set()
     assert "bash" in fish("nat-traverse --cmd bas")
+    assert fish("nat-traverse up --") == UP_OPTIONS
+    assert fish("nat-traverse status --") == STATUS_OPTIONS
+
+
+def test_fish_completes_names_and_files(described: Path) -> None:
+    assert fish("nat-traverse up ") >= NAMES
+    assert fish("nat-traverse up home off") == {"office-2"}
+    assert fish("nat-traverse status --json h") == {"home"}
+    assert fish("nat-traverse --secret-file key") == {"key file"}
+    assert fish("nat-traverse keygen key") == {"key file"}
+    for path in (described / "nat-traverse").iterdir():
+        path.unlink()
+    assert not fish("nat-traverse up ") & {"*", *NAMES}
 
 
 def zsh(*words: str) -> list[str]:
@@ -132,10 +176,26 @@ def test_zsh_reads_it() -> None:
 def test_zsh_completes() -> None:
     first, *options = zsh("--quiet", "-")
     assert first == "nat-traverse 3"
-    assert {option.split("[")[0].rstrip("=") for option in options} == TUNNEL_OPTIONS
+    assert {option.split("[")[0].strip("*=") for option in options} == TUNNEL_OPTIONS
+    repeated = {option.word for option in TUNNEL.options if option.repeatable}
+    assert {each.split("[")[0].strip("*=") for each in options if each[0] == "*"} == repeated
     first, *options = zsh("demo", "-")
     assert first == "demo 2"
     assert {option.split("[")[0].rstrip("=") for option in options} == DEMO_OPTIONS
     assert any(option.endswith(f"({' '.join(c.word for c in KINDS)})") for option in options)
     assert zsh("de")[0].startswith("describe demo:")
     assert not any(line.startswith("describe") for line in zsh("-"))
+
+
+def test_zsh_completes_names_and_files(described: Path) -> None:
+    for command, known in (("up", UP_OPTIONS), ("status", STATUS_OPTIONS)):
+        first, *options, operands = zsh(command, "-")
+        assert first == f"{command} 2"
+        assert {option.split("[")[0] for option in options} == known
+        assert operands.startswith("*:NAME:(")
+        assert set(operands.removesuffix(")").partition("(")[2].split()) >= NAMES
+    assert zsh("keygen", "")[-1] == "1:FILE:_files"
+    assert any(line.startswith("--secret-file=") and line.endswith(":_files") for line in zsh("-"))
+    for path in (described / "nat-traverse").iterdir():
+        path.unlink()
+    assert not set(zsh("up", "")[-1].removesuffix(")").partition("(")[2].split()) & NAMES

@@ -5,14 +5,15 @@ import re
 import shlex
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 
 from nat_traverse.api import MOST_FAILURES
 from nat_traverse.carry.environment import SECRET_VARIABLE
+from nat_traverse.cli import settings
 from nat_traverse.cli.arguments import parse
+from nat_traverse.cli.description import keys, read_description
 from nat_traverse.cli.differences import DIFFERENCES
 from nat_traverse.cli.manual import (
     KEYS,
@@ -27,12 +28,24 @@ from nat_traverse.cli.manual import (
     SSH,
     manual,
 )
+from nat_traverse.cli.monitor import STATUS_FIELDS
 from nat_traverse.cli.options import COMMANDS, TUNNEL
+from nat_traverse.cli.pages import (
+    PAGES,
+    STATUS_STATUS,
+    TOML_DESCRIPTION,
+    UP_EXAMPLE,
+    UP_STATUS,
+    main,
+    page,
+)
 from nat_traverse.cli.report import EVENT_FIELDS
 from nat_traverse.cli.roff import escape
 from nat_traverse.cli.settings import Connect, Keygen
+from nat_traverse.cli.status import NOT_RUNNING, NOT_UP, UP
 from nat_traverse.errors import EXIT_DATA_LOST, EXIT_NO_PATH, EXIT_OTHER_PORTS, EXIT_USAGE
 from nat_traverse.link.establish import EXIT_MODES_DIFFER
+from nat_traverse.net.status_socket import NameInUseError
 from nat_traverse.tunnel.refusals import EXIT_NOT_PROVEN
 from support.tools import need
 
@@ -40,11 +53,11 @@ DOCS = Path(__file__).parents[3] / "docs"
 COMMITTED = DOCS / "nat-traverse.1"
 
 
-def rendered() -> str:
-    """The page as a terminal of 80 columns shows it, without bold and underlined letters."""
+def rendered(page: Path = COMMITTED) -> str:
+    """A page as a terminal of 80 columns shows it, without bold and underlined letters."""
     environment = {**os.environ, "MANWIDTH": "80", "LC_ALL": "C.UTF-8", "MAN_KEEP_FORMATTING": ""}
     run = subprocess.run(
-        [need("man", package="man-db"), "--warnings", "--nh", "--nj", "-l", COMMITTED],
+        [need("man", package="man-db"), "--warnings", "--nh", "--nj", "-l", page],
         env=environment,
         capture_output=True,
         text=True,
@@ -102,11 +115,11 @@ def test_whatis_can_read_the_name() -> None:
 
 def test_every_option_command_and_difference() -> None:
     text = manual()
-    for command in (TUNNEL, *COMMANDS.values()):
-        for option in command.options:
-            assert text.count(f".TP\n\\fB{escape(option.word)}\\fR") >= 1
+    for option in TUNNEL.options:
+        assert text.count(f".TP\n\\fB{escape(option.word)}\\fR") >= 1
     for command in COMMANDS.values():
         assert f".SS {command.name}\n" in text
+        assert f"\\fBnat\\-traverse\\-{command.name}\\fR(1)" in text
     assert text.count("\nWhy: ") == len(DIFFERENCES)
 
 
@@ -150,7 +163,7 @@ def commands(text: str) -> list[list[str]]:
         pytest.param(PROXY_COMMAND, 1, id="proxy"),  # the other one is a value of a variable
         pytest.param(SOCKS, 2, id="socks"),
         pytest.param(KEYS, 4, id="keys"),
-        pytest.param(SERVICE, 1, id="service"),
+        pytest.param(SERVICE, 2, id="service"),
         pytest.param(PPP, 2, id="ppp"),
         pytest.param(PPP_DATAGRAMS, 2, id="ppp-datagrams"),
         pytest.param(NETCAT, 2, id="netcat"),
@@ -160,14 +173,100 @@ def test_the_examples_can_be_typed(text: str, count: int) -> None:
     found = commands(text)
     assert len(found) == count
     for words in found:
-        assert isinstance(parse(words, {}), Connect | Keygen)
+        assert isinstance(parse(words, {}), Connect | Keygen | settings.Up | settings.Status)
 
 
-def test_the_unit_is_that_of_the_documents() -> None:
-    unit = (DOCS / "systemd" / "nat-traverse.service").read_text()
-    assert textwrap.indent(unit, "    ") in SERVICE
+@pytest.mark.parametrize("text", [SERVICE, UP_EXAMPLE, TOML_DESCRIPTION])
+def test_the_descriptions_are_some(text: str, tmp_path: Path) -> None:
+    lines = re.findall(r"^    (\S+ = .*)$", text, re.MULTILINE)
+    begins = [number for number, line in enumerate(lines) if line.startswith("connect = ")]
+    assert begins
+    for begin, end in zip(begins, [*begins[1:], len(lines)], strict=True):
+        path = tmp_path / "left.toml"
+        path.write_text("\n".join(lines[begin:end]))
+        path.chmod(0o600)
+        assert read_description(str(path), {"HOME": "/root"}).retry
 
 
 def test_every_field_of_json() -> None:
     for name, _ in EVENT_FIELDS:
         assert f".TP\n\\fB{escape(name)}\\fR\n" in manual()
+
+
+# -- the pages of the commands --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_committed_page_is_the_generated_one(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([name]) == 0
+    assert capsys.readouterr().out == page(name)
+    assert (DOCS / name).read_text() == page(name), (
+        f"run python -m nat_traverse.cli.pages {name} > docs/{name}"
+    )
+
+
+def test_one_page_has_to_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert capsys.readouterr().out.split() == list(PAGES)
+    assert main(["ls.1"]) == 2
+    assert "nat-traverse-up.1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_man_shows_a_page_without_a_warning(name: str) -> None:
+    text = rendered(DOCS / name)
+    headings = [line for line in text.splitlines()[1:-1] if line and line[0] != " "]
+    assert headings[:3] == ["NAME", "SYNOPSIS", "DESCRIPTION"]
+    assert headings[-1] == "SEE ALSO"
+    assert "\\f" not in text
+    assert "`" not in text
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_whatis_can_read_the_name_of_a_page(name: str) -> None:
+    lexgrog = need("lexgrog", package="man-db")
+    run = subprocess.run([lexgrog, DOCS / name], capture_output=True, text=True, check=True)
+    assert f'"{name.rpartition(".")[0]} - ' in run.stdout
+
+
+def test_every_command_has_a_page_with_its_options() -> None:
+    for command in COMMANDS.values():
+        text = page(f"nat-traverse-{command.name}.1")
+        for option in command.options:
+            assert text.count(f".TP\n\\fB{escape(option.word)}\\fR") == 1
+
+
+def test_every_page_leads_to_the_others() -> None:
+    links = {f"\\fB{escape(name[:-2])}\\fR({name[-1]})" for name in ("nat-traverse.1", *PAGES)}
+    for name in PAGES:
+        also = page(name).partition(".SH SEE ALSO\n")[2]
+        own = f"\\fB{escape(name[:-2])}\\fR({name[-1]})"
+        found = {link for link in links if link in also}
+        if name.endswith(".5"):
+            assert {
+                f"\\fB{escape(each)}\\fR(1)" for each in ("nat-traverse", "nat-traverse-up")
+            } == found
+        else:
+            assert found == links - {own}
+    assert links - {"\\fBnat\\-traverse\\fR(1)"} <= {
+        link for link in links if link in manual().partition(".SH SEE ALSO\n")[2]
+    }
+
+
+def test_every_key_of_a_description() -> None:
+    text = page("nat-traverse.toml.5")
+    for key, option in keys().items():
+        assert text.count(f".TP\n\\fB{escape(key)}\\fR = ") == 1
+        assert (f"\\fB{escape(key)}\\fR = [" in text) == option.repeatable
+
+
+def test_every_field_of_the_status() -> None:
+    for name, _ in STATUS_FIELDS:
+        assert f".TP\n\\fB{escape(name)}\\fR\n" in page("nat-traverse-status.1")
+
+
+def test_the_statuses_of_a_service() -> None:
+    assert [int(code) for code, _ in STATUS_STATUS] == [UP, NOT_UP, NOT_RUNNING]
+    assert str(NameInUseError("x", "y").exit_code) in dict(UP_STATUS)

@@ -37,6 +37,8 @@ def test_rows_are_complete() -> None:
             assert option.manual.strip()
             assert bool(option.metavar) == (option.kind != "flag")
             assert not option.choices or option.kind == "string"
+            assert not option.file or option.kind == "string"
+            assert not option.repeatable or option.kind != "flag"
 
 
 def test_version_and_help_are_everywhere() -> None:
@@ -81,6 +83,8 @@ def test_what_is_about_a_vpn_is_together() -> None:
 def test_spelling_and_synopsis() -> None:
     assert options.WINDOW.spelling == "--window N"
     assert options.QUIET.spelling == "--quiet"
+    assert (options.LOCAL.spelling, options.LOCAL.key) == ("-L SPEC", "L")
+    assert (options.WINDOW.word, options.WINDOW.key) == ("--window", "window")
     assert (
         options.HANDOFF.label == "close the socket and become CMD, which uses the same port itself"
     )

@@ -227,7 +227,7 @@ def test_the_other_side_of_wireguard_has_a_file_too(capsys: Capture) -> None:
     assert told.other_side in capsys.readouterr().err
 
 
-COMMON = ("event", "elapsed", "text")  # fields of every object
+COMMON = ("event", "elapsed", "name", "text")  # fields of every object
 
 
 # -- JSON -----------------------------------------------------------------------------------------
@@ -257,6 +257,7 @@ def test_json_names_its_fields_as_documented(capsys: Capture) -> None:
         told.observe(Proven(outcome))
     told.plain_after_all()
     told.lost("It is gone.")
+    told.held_up("No route.")
     told.running("ls")
     told.wireguard("found", "is there", device="nat", peer="p")
     told.wireguard("up", "is up", device="nat")

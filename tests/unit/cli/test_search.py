@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import pytest
 from nat_traverse.cli import search
 from nat_traverse.cli.report import Report, TerminalReport
 from nat_traverse.cli.settings import Connect
+from nat_traverse.errors import LocalNetworkError
 from nat_traverse.target import Target
 
 if TYPE_CHECKING:
@@ -53,3 +55,41 @@ def test_nothing_is_written_elsewhere(
     assert watch(Report(SETTINGS, started=time.monotonic()), 7) == 7
     assert capsys.readouterr().err == ""
     assert sys.stderr is not None
+
+
+class Finder:
+    """Finds something after some failures."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+
+    async def find(self, settings: object, observe: Callable[..., None]) -> str:
+        del settings, observe
+        if self.failures:
+            raise self.failures.pop(0)
+        return "found"
+
+
+def watch_patiently(report: Report, *failures: Exception) -> str:
+    return asyncio.run(search.watched(report, Finder(*failures).find, "settings"))
+
+
+def passing(number: int) -> LocalNetworkError:
+    return LocalNetworkError("No network.", number)
+
+
+def test_a_network_that_is_missing_is_waited_for_once_there_was_a_tunnel(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(search, "_LOOK_AGAIN", 0.001)
+    report = Report(SETTINGS, started=time.monotonic())
+    with pytest.raises(LocalNetworkError):
+        watch_patiently(report, passing(errno.ENETUNREACH))
+    report.lost("It is gone.")
+    capsys.readouterr()
+    failures = [passing(each) for each in (errno.ENETUNREACH, errno.EINVAL, errno.EADDRNOTAVAIL)]
+    assert watch_patiently(report, *failures) == "found"
+    assert capsys.readouterr().err.count("No network. Trying again.") == 1
+    # A port that somebody else holds stays so.
+    with pytest.raises(LocalNetworkError):
+        watch_patiently(report, passing(errno.EADDRINUSE))

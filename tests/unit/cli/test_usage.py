@@ -43,6 +43,8 @@ def test_commands_and_operands() -> None:
     assert text.startswith(f"nat-traverse {__version__}: ")
     assert "\n  nat-traverse demo [options]\n" in text
     assert "\n  nat-traverse keygen [options] FILE\n" in text
+    assert "\n  nat-traverse up [options] NAME...\n" in text
+    assert "\n  nat-traverse status [options] [NAME...]\n" in text
     assert "\n  REMOTE_PORT " in text
 
 

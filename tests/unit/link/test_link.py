@@ -36,6 +36,7 @@ from nat_traverse.tunnel.events import (
 from nat_traverse.tunnel.refusals import WrongSecretError
 from nat_traverse.wire.hello import HELLO_MAGIC
 from support.ends import run
+from support.forwards import until
 from support.links import (
     FOREIGN,
     SECRET,
@@ -226,6 +227,44 @@ class TestEnds:
             del one, other
             await asyncio.sleep(0)
             assert complaints == []
+
+        run(main())
+
+
+class TestStatistics:
+    def test_they_count_what_passes_and_when(self) -> None:
+        async def main() -> None:
+            async with links() as (one, other):
+                received: list[bytes] = []
+                other.on_datagram = received.append
+                other.on_stream = None
+                before, there = one.statistics, other.statistics
+                begun = one.loop.time()
+                for _ in range(20):
+                    one.send_datagram(bytes(1000))
+                    await asyncio.sleep(0.001)
+                await until(lambda: len(received) == 20)  # over loopback nothing is lost
+                after, then = one.statistics, other.statistics
+                assert after.sent - before.sent >= 20_000
+                assert then.received - there.received >= 20_000
+                assert then.heard >= begun > there.heard
+                assert then.sent <= after.received + 5000  # of which some is under way
+                assert after.round_trip is not None
+                assert 0 < after.round_trip < 5
+
+        run(main())
+
+    def test_a_stranger_is_not_counted(self) -> None:
+        async def main() -> None:
+            async with links() as (one, _):
+                to = sockaddr(one._hole.socket.local._replace(host="127.0.0.1"), socket.AF_INET)
+                before = one.statistics
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+                    for _ in range(50):
+                        stranger.sendto(bytes(1400), to)
+                await asyncio.sleep(0.05)
+                # The last packets of the proof may be among it, and come again.
+                assert one.statistics.received - before.received < 50_000
 
         run(main())
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import signal
 import socket
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nat_traverse.errors import ErrnoError
-from nat_traverse.net import status_socket
 from nat_traverse.net.status_socket import NameInUseError, StatusSocket, ask
 
 if TYPE_CHECKING:
@@ -147,8 +147,8 @@ def test_a_lock_that_was_removed_in_between_is_none(
     """The last owner removes it after we have opened it, and before we have locked it."""
     Path(directory).mkdir()
     lock = Path(directory, "home.lock")
-    removed = []
-    real = status_socket.fcntl.flock
+    removed: list[int] = []
+    real = fcntl.flock
 
     def flock(descriptor: int, operation: int) -> None:
         if not removed:
@@ -156,7 +156,7 @@ def test_a_lock_that_was_removed_in_between_is_none(
             lock.rename(lock.with_suffix(".old"))  # renamed, lest its number is given away again
         real(descriptor, operation)
 
-    monkeypatch.setattr(status_socket.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with claimed(directory):
         assert removed
         assert lock.stat().st_ino != removed[0]
