@@ -10,6 +10,7 @@ tell a whole answer from the beginning of one.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 from nat_traverse.carry.streams import hold, reset
@@ -93,7 +94,8 @@ class _Side(asyncio.Protocol):
         """Hand on the end of this direction; the other one stays open."""
         if not self.ended:
             self.ended = True
-            self.opposite.transport.write_eof()
+            with suppress(OSError):  # it is gone, which it will say itself in a moment
+                self.opposite.transport.write_eof()
             self._splice.end_if_both_ended()
         return True
 

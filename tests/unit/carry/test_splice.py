@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import socket
 from contextlib import asynccontextmanager
@@ -222,3 +223,35 @@ def test_abort_resets_both() -> None:
             assert len(both.closed) == 1
 
     run(test())
+
+
+class Gone(asyncio.Transport):
+    """A connection that was reset, of which nobody has been told yet."""
+
+    def write_eof(self) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        del name
+        return default
+
+    def resume_reading(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+def test_the_end_of_one_is_not_said_to_one_that_is_gone() -> None:
+    one, other = Gone(), Gone()
+    closed: list[Splice] = []
+    Splice(one, other, closed.append)
+    assert isinstance(one.protocol, asyncio.Protocol)
+    assert one.protocol.eof_received()
+    assert isinstance(other.protocol, asyncio.Protocol)
+    other.protocol.connection_lost(ConnectionResetError())
+    one.protocol.connection_lost(None)
+    assert len(closed) == 1
