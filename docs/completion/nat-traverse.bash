@@ -24,10 +24,16 @@ _nat_traverse()
     case $before in
         --cmd) mapfile -t COMPREPLY < <(compgen -c -- "$current"); return ;;
         --handoff) mapfile -t COMPREPLY < <(compgen -c -- "$current"); return ;;
+        --wireguard) return ;;
         -L) return ;;
         -R) return ;;
         -D) return ;;
         --expose) return ;;
+        --vpn) return ;;
+        --vpn-device) return ;;
+        --route) return ;;
+        --announce) return ;;
+        --user) return ;;
         --secret) return ;;
         --secret-file) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         --identity) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
@@ -48,7 +54,7 @@ _nat_traverse()
         keygen) options="--public --help --version"; operands=file ;;
         up) options="--quiet --verbose --json --help --version"; operands=names ;;
         status) options="--json --help --version"; operands=names ;;
-        *) options="--cmd --datagrams --handoff --quit-after-connect --plain -L -R -D --expose --retry --secret --secret-file --identity --peer-key --timeout --window --hard --ttl --hint --rate --keepalive --quiet --verbose --json --help --version" ;;
+        *) options="--cmd --datagrams --handoff --wireguard --quit-after-connect --plain -L -R -D --expose --retry --vpn --vpn-device --route --announce --user --secret --secret-file --identity --peer-key --timeout --window --hard --ttl --hint --rate --keepalive --quiet --verbose --json --help --version" ;;
     esac
     if [[ $current == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$options" -- "$current")
