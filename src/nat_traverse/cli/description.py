@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from nat_traverse.cli.settings import Connect
 
 CONNECT: Final = "connect"
+# Its file says what to connect, and it begins again by itself.
+WIREGUARD: Final = "wireguard"
 
 # What a service can run, by the names of the options: all that can begin again. Standard input and
 # output can't, since nobody could tell which bytes of theirs had arrived.
-SERVICES: Final = ("l", "r", "d", "expose", "cmd", "vpn", "wireguard")
+SERVICES: Final = ("l", "r", "d", "expose", "cmd", "vpn", WIREGUARD)
 
 # Options that make no sense for one tunnel of several that stay.
 _ALONE: Final = {
@@ -80,16 +82,17 @@ def read_description(path: str, environment: Mapping[str, str]) -> Connect:
     reader = _Reader(path, environment)
     events = [event for key, value in table.items() for event in reader.given(key, value)]
     operand = table.get(CONNECT)
-    if CONNECT not in table:
+    if CONNECT not in table and WIREGUARD not in table:
         reader.wrong(f'{CONNECT} is missing: {CONNECT} = "{FORM}"')
-    elif not isinstance(operand, str):
+    elif CONNECT in table and not isinstance(operand, str):
         reader.wrong(f"{CONNECT}: {_TEXT} is wanted, not {_shown(operand)}")
     if not any(event.name in SERVICES for event in events):
         reader.wrong(
             f"it carries nothing that could begin again; one of these is needed: {_list()}"
         )
     reader.check()
-    connect = reader.settled(Scan(_completed(table, events), [str(operand)]))
+    operands = [operand] if isinstance(operand, str) else []
+    connect = reader.settled(Scan(_completed(table, events), operands))
     for option, place, text in _unix_sockets(connect):
         if place not in text:  # it was completed from where this program happens to run
             reader.wrong(f"{option}: {text!r}: a path in a description has to begin with /")
@@ -111,7 +114,7 @@ def _unix_sockets(connect: Connect) -> Iterator[tuple[str, str, str]]:
 def _completed(table: Mapping[str, object], events: list[Given]) -> list[Given]:
     """Add what a service does unless its description says otherwise."""
     more = []
-    if "retry" not in table:
+    if "retry" not in table and WIREGUARD not in table:
         more.append(Given("retry", None))
     if "timeout" not in table and "window" not in table:
         more.append(Given("timeout", 0))
@@ -174,6 +177,8 @@ class _Reader:
         """Return the name of a file as it is from anywhere."""
         if option.name == "peer-key" and value.strip().lower().startswith(PREFIX):
             return value  # a key itself
+        if option.name == WIREGUARD and "/" not in value and not value.endswith(".conf"):
+            return value  # the name of a device, which says where its file is
         variable = f"${_CREDENTIALS}/"
         directory = self._environment.get(_CREDENTIALS)
         if value.startswith(variable) and directory:

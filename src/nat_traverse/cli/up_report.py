@@ -66,7 +66,7 @@ class UpReport(Report):
         journal: bool = False,
     ) -> None:
         super().__init__(connect, started=started)
-        self.is_patient = connect.retry and connect.deadline is None
+        self.is_patient = connect.deadline is None
         self.monitor = monitor
         self._changed = changed
         self._journal = journal

@@ -345,8 +345,8 @@ def test_what_is_about_a_vpn_needs_one(option: str, value: str) -> None:
         (("--vpn", "10.0.0.1/24", "--route", "x"), "--route 'x' is no network"),
         (("--vpn", "10.0.0.1/24", "--announce", ""), "--announce '' is no network"),
         (("--vpn", "10.0.0.1/24", "--route", "::/0"), "--route ::/0 needs an IPv6 address"),
-        (("--vpn", "10.0.0.1/24", "--vpn-device", "a/b"), "can be called 'a/b'"),
-        (("--vpn", "10.0.0.1/24", "--vpn-device", ""), "can be called ''"),
+        (("--vpn", "10.0.0.1/24", "--vpn-device", "a/b"), "No network device can be called 'a/b'"),
+        (("--vpn", "10.0.0.1/24", "--vpn-device", ""), "No network device can be called ''"),
         (("--vpn", "10.0.0.1/24", "--user", ""), "--user wants the name of a user"),
     ],
 )

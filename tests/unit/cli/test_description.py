@@ -10,7 +10,8 @@ import pytest
 from nat_traverse.cli import description
 from nat_traverse.cli.arguments import parse
 from nat_traverse.cli.description import SERVICES, keys, read_description, services
-from nat_traverse.cli.options import FLAG, INTEGER, TUNNEL
+from nat_traverse.cli.getopt import Given, Scan
+from nat_traverse.cli.options import FLAG, INTEGER, STRING, TUNNEL, Option
 from nat_traverse.cli.settings import Connect
 from nat_traverse.errors import ErrnoError, UsageError
 from nat_traverse.target import Target
@@ -265,6 +266,33 @@ def test_nobody_else_may_read_a_secret(files: Files) -> None:
 def test_one_that_cannot_be_read(files: Files) -> None:
     with pytest.raises(ErrnoError, match="Is a directory"):
         read_description(str(files.directory), {})
+
+
+def test_a_file_of_wireguards_says_what_to_connect(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it begins again by itself: neither an operand nor --retry go with it."""
+    seen: list[Scan] = []
+
+    def settle(found: Scan) -> Connect:
+        seen.append(found)
+        return typed("--expose", "any")
+
+    option = Option(
+        "wireguard", STRING, metavar="CONF", group="", summary="x", manual="", file=True
+    )
+    monkeypatch.setattr(description, "keys", lambda: {"wireguard": option})
+    monkeypatch.setattr(description, "settle_tunnel", settle)
+    for value, name in (("nat", "nat"), ("nat.conf", f"{files.directory}/nat.conf")):
+        files.read(f'wireguard = "{value}"')
+        found = seen.pop()
+        assert found.operands == []
+        assert [
+            (event.name, event.value) for event in found.events if isinstance(event, Given)
+        ] == [
+            ("wireguard", name),
+            ("timeout", 0),
+        ]
 
 
 # -- the table ------------------------------------------------------------------------------------

@@ -134,12 +134,9 @@ def test_a_reason_is_told_once_until_there_was_a_tunnel(capsys: Capture) -> None
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("retry", "deadline", "patient"),
-    [(True, None, True), (True, 30.0, False), (False, None, False)],
-)
-def test_who_waits_for_a_network(retry: bool, deadline: float | None, patient: bool) -> None:
-    assert Told(retry=retry, deadline=deadline).report.is_patient == patient
+@pytest.mark.parametrize(("deadline", "patient"), [(None, True), (30.0, False)])
+def test_who_waits_for_a_network(deadline: float | None, patient: bool) -> None:
+    assert Told(deadline=deadline).report.is_patient == patient
 
 
 def test_whether_it_is_the_journal(tmp_path: File) -> None:

@@ -1,0 +1,159 @@
+"""Tunnels that files describe, through the lab's gateways: kept up, and told of truthfully."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nat_traverse.lab import Kind, Lab
+from support.lab import eventually
+from support.programs import Program
+from support.services import Services
+from support.sides import LEFT_PORT, RIGHT_PORT, address
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# s, what is promised: from when the network is there again, and the program has started.
+LIMIT = 10.0
+
+ECHO = """\
+import socket
+listener = socket.create_server(("127.0.0.1", 8080), backlog=100)
+while True:
+    accepted, _ = listener.accept()
+    accepted.sendall(accepted.recv(100))
+    accepted.close()
+"""
+
+# Says each time that it was answered.
+CLIENT = """\
+import socket, time
+while True:
+    try:
+        with socket.create_connection(("127.0.0.1", 9090), 5) as sock:
+            sock.settimeout(1)
+            sock.sendall(b"x")
+            if sock.recv(100) == b"x":
+                print("x", end="", flush=True)
+    except OSError:
+        pass
+    time.sleep(0.05)
+"""
+
+
+class Life:
+    """Left has a forward to a server of right's, and a client of it that goes on and on."""
+
+    def __init__(self, lab: Lab, services: Services, client: Program) -> None:
+        self.lab = lab
+        self.services = services
+        self._client = client
+        to_right = f"{LEFT_PORT}:{address(lab.right)}:{RIGHT_PORT}"
+        to_left = f"{RIGHT_PORT}:{address(lab.left)}:{LEFT_PORT}"
+        services.describe("left", to_right, 'L = "9090:127.0.0.1:8080"', "keepalive = 1")
+        services.describe("right", to_left, 'expose = "127.0.0.1:8080"', "keepalive = 1")
+        self.left = services.up("left", node=lab.left)
+        self.right = self.start_right()
+
+    def start_right(self) -> Program:
+        return self.services.up("right", node=self.lab.right)
+
+    def goes_on(self) -> float:
+        """Wait until the client was answered again; returns how long it took.
+
+        Twice, since the first answer may have been under way.
+        """
+        begun, mark = time.monotonic(), len(self._client.output) + 2
+        self._client.prints(mark)
+        return time.monotonic() - begun
+
+
+@pytest.fixture
+def life(tmp_path: Path) -> Iterator[Life]:
+    with (
+        Lab(Kind.DROP, Kind.DROP) as lab,
+        Services(tmp_path) as services,
+        Program([sys.executable, "-c", ECHO], lab.right),
+    ):
+        eventually(lambda: lab.right.run(["ss", "-Hltn", "sport = :8080"]).stdout, "the server")
+        with Program([sys.executable, "-c", CLIENT], lab.left) as client:
+            yield Life(lab, services, client)
+
+
+def test_a_peer_that_is_killed_and_started_again(life: Life) -> None:
+    services = life.services
+    life.goes_on()
+    told = services.comes_to("left", "connected")
+    assert told["peer"] == f"{address(life.lab.right)}:{RIGHT_PORT}"
+    assert told["observed"] == f"{address(life.lab.left)}:{LEFT_PORT}"
+    assert (told["proof"], told["paths"]) == ("secret", 1)
+    assert services.status().returncode == 0
+    life.right.signal(signal.SIGKILL)
+    life.right.wait()
+    lost = services.comes_to("left", "searching-again")
+    assert lost["peer"] is None
+    assert lost["problem"]
+    assert lost["sent"] >= told["sent"]
+    both = services.status("left", "right")
+    assert both.returncode == 3
+    assert "no tunnel 'right' running" in both.stderr
+    assert "state: searching again" in both.stdout
+    life.right = life.start_right()
+    services.comes_to("right", "searching")  # it has started
+    assert life.goes_on() < LIMIT
+    told = services.ask("left")
+    assert (told["state"], told["paths"], told["problem"]) == ("connected", 2, None)
+    assert told["sent"] > lost["sent"]
+    # Who is killed leaves the name free, who lives does not.
+    again = services.up("left", node=life.lab.left)
+    assert again.wait() == errno.EADDRINUSE
+    assert services.ask("left")["state"] == "connected"
+    for program, number in ((life.left, signal.SIGTERM), (life.right, signal.SIGINT)):
+        program.signal(number)
+        assert program.wait() == -number
+    assert services.left_over == []
+
+
+def test_gateways_that_forget_and_a_host_that_moves(life: Life) -> None:
+    life.goes_on()
+    for gateway in (*life.lab.left_gateways, *life.lab.right_gateways):
+        assert gateway.run(["conntrack", "-F"]).returncode == 0
+    assert life.goes_on() < LIMIT
+    # From a wireless to a wired network, say: for a second there is none, then another address.
+    moved = life.lab.left.run(["sh", "-ec", MOVE])
+    assert moved.returncode == 0, moved.stderr
+    assert life.goes_on() < LIMIT
+    assert life.services.ask("left")["state"] == "connected"
+    assert life.left.process.poll() is None
+
+
+MOVE = """\
+set -- $(ip -4 -o address show scope global)
+device=$2 old=$4
+gateway=$(ip -4 route show default | awk '{print $3}')
+ip address del $old dev $device
+sleep 1
+ip address add ${old%.*}.77/${old#*/} dev $device
+ip route replace default via $gateway dev $device
+"""
+
+
+def test_a_side_that_sleeps(life: Life) -> None:
+    """With a keepalive of a second a sleep of five is as long as one of 90 with the usual one."""
+    services = life.services
+    life.goes_on()
+    life.right.signal(signal.SIGSTOP)
+    services.comes_to("left", "searching-again")
+    status = services.status("right")
+    assert status.returncode == 1
+    assert "state: not answering" in status.stdout
+    life.right.signal(signal.SIGCONT)
+    assert life.goes_on() < LIMIT
+    assert services.status("--json", "left", "right").returncode == 0
