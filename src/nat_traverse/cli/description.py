@@ -74,7 +74,7 @@ def read_description(path: str, environment: Mapping[str, str]) -> Connect:
     content = read_file(path, "the description", UNCHANGED)
     try:
         table = tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also for numbers of some thousand digits
         raise UsageError(f"{path} is not TOML: {error}") from None
     if "secret" in table:
         # Others may see what a file says that has no secret in it.

@@ -178,6 +178,8 @@ directory, and `$CREDENTIALS_DIRECTORY/` for what systemd(1) has put there: with
 only root can read by
 
     secret-file = "$CREDENTIALS_DIRECTORY/secret"
+
+The path of a Unix socket has to begin with `/`.
 """
 
 

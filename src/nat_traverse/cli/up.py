@@ -22,7 +22,7 @@ from nat_traverse.cli.monitor import Monitor, State
 from nat_traverse.cli.places import find_description, runtime
 from nat_traverse.cli.settings import NORMAL
 from nat_traverse.cli.signals import Signalled, die_of, run_until_signalled
-from nat_traverse.cli.up_report import make_up_report
+from nat_traverse.cli.up_report import is_journal, make_up_report
 from nat_traverse.errors import ErrnoError, NatTraverseError, UsageError
 from nat_traverse.net.notify import VARIABLES, Notifier
 from nat_traverse.net.status_socket import StatusSocket
@@ -50,8 +50,9 @@ def run_up(request: Up) -> int:
     except KeyboardInterrupt:  # outside of the event loop
         die_of(signal.SIGINT)
     except (UsageError, ErrnoError) as error:
+        priority = "<3>" if is_journal(os.environ) else ""
         for line in str(error).splitlines():
-            print(f"nat-traverse: {line}", file=sys.stderr)
+            print(f"{priority}nat-traverse: {line}", file=sys.stderr)
         return error.exit_code
 
 

@@ -229,7 +229,9 @@ def test_a_wrong_operand(files: Files, operand: str, expected: str) -> None:
     assert files.refused(f"connect = {operand}\n{EXPOSE}")[0].startswith(expected)
 
 
-@pytest.mark.parametrize("text", ["connect = ", "x = 1\nx = 2", "a" * 10, "x = '\x1b'", "[" * 5000])
+@pytest.mark.parametrize(
+    "text", ["connect = ", "x = 1\nx = 2", "aaa", "x = '\x1b'", "[" * 5000, "x = " + "9" * 5000]
+)
 def test_what_is_no_toml(files: Files, text: str) -> None:
     (line,) = files.refused(text)
     assert line.removeprefix(" ").startswith("is not TOML: ")

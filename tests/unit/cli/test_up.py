@@ -64,6 +64,15 @@ def test_what_is_wrong_is_told_at_once(here: Services, capsys: Capture) -> None:
     assert here.left_over == []
 
 
+def test_the_journal_learns_how_grave_it_is(
+    here: Services, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nat_traverse.cli.up.is_journal", lambda _: True)
+    assert main(["up", "none"]) == 2
+    assert capsys.readouterr().err.startswith("<3>nat-traverse: There is no tunnel 'none'")
+    assert here.left_over == []
+
+
 def test_the_same_tunnel_twice(here: Services, capsys: Capture) -> None:
     path = here.describe("one", "40000:127.0.0.1:40001", 'expose = "any"')
     assert main(["up", "one", str(path)]) == 2
