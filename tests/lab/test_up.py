@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from nat_traverse.lab import Kind, Lab
 from support.lab import eventually
+from support.ordinary import NOBODY, RESTRICTED, only, ordinary
 from support.programs import Program
 from support.services import Services
 from support.sides import LEFT_PORT, RIGHT_PORT, address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 # s, what is promised: from when the network is there again, and the program has started.
 LIMIT = 10.0
@@ -28,8 +30,11 @@ import socket
 listener = socket.create_server(("127.0.0.1", 8080), backlog=100)
 while True:
     accepted, _ = listener.accept()
-    accepted.sendall(accepted.recv(100))
-    accepted.close()
+    with accepted:
+        try:
+            accepted.sendall(accepted.recv(100))
+        except OSError:  # reset: the tunnel was lost
+            pass
 """
 
 # Says each time that it was answered.
@@ -157,3 +162,36 @@ def test_a_side_that_sleeps(life: Life) -> None:
     life.right.signal(signal.SIGCONT)
     assert life.goes_on() < LIMIT
     assert services.status("--json", "left", "right").returncode == 0
+
+
+def test_a_vpn_with_the_rights_of_the_unit(tmp_path: Path) -> None:
+    """As far as they can be had without systemd; see tests/unit/test_systemd.py."""
+    is_root = os.geteuid() == 0
+    with Lab(Kind.DROP, Kind.DROP) as lab, ordinary(*only("net_admin")) as (python, environment):
+        directory = tmp_path
+        if is_root:  # whose directory is within nobody else's reach
+            directory = Path(environment["PYTHONPATH"], "service")
+            directory.mkdir()
+        with Services(directory) as services:
+            to_right = f"{LEFT_PORT}:{address(lab.right)}:{RIGHT_PORT}"
+            to_left = f"{RIGHT_PORT}:{address(lab.left)}:{LEFT_PORT}"
+            services.describe("left", to_right, 'vpn = ["10.77.0.1/24", "fd77::1/64"]')
+            services.describe("right", to_left, 'vpn = ["10.77.0.2/24", "fd77::2/64"]')
+            for path in (directory, *directory.rglob("*")) if is_root else ():
+                os.chown(path, NOBODY, NOBODY)
+            command = (*python, "-c", RESTRICTED)
+            left = services.up("left", node=lab.left, program=command, env=environment)
+            right = services.up("right", node=lab.right, program=command, env=environment)
+            services.comes_to("left", "connected")
+            services.comes_to("right", "connected")
+            for node, peer in ((lab.left, "10.77.0.2"), (lab.right, "fd77::1")):
+                ping = node.run(["ping", "-c", "1", "-w", "10", peer])
+                assert ping.returncode == 0, ping.stdout
+            vpn = services.ask("left")["vpn"]
+            assert vpn["addresses"] == ["10.77.0.1/24", "fd77::1/64"]
+            assert vpn["mtu"] >= 1280
+            left.signal(signal.SIGTERM)
+            right.signal(signal.SIGTERM)
+            assert (left.wait(), right.wait()) == (-signal.SIGTERM, -signal.SIGTERM)
+            assert services.left_over == []
+            assert lab.left.run(["ip", "link", "show", vpn["device"]]).returncode != 0

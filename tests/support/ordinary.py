@@ -22,8 +22,24 @@ if TYPE_CHECKING:
 
 NOBODY = 65534
 
+# prctl(2), PR_SET_MDWE and PR_MDWE_REFUSE_EXEC_GAIN: as MemoryDenyWriteExecute=. A kernel
+# before 6.3 does not know it.
+RESTRICTED = """\
+import ctypes, sys
+ctypes.CDLL(None).prctl(65, 1, 0, 0, 0)
+from nat_traverse.cli import main
+sys.exit(main())
+"""
+
 # What the program imports besides the standard library, and what that imports.
 LIBRARIES = ("qh3", "spake2", "cryptography", "cffi", "_cffi_backend")
+
+
+def only(*capabilities: str) -> list[str]:
+    """Return setpriv's options for a process that has these capabilities, and never gets more."""
+    kept = ",".join(["-all", *(f"+{each}" for each in capabilities)])
+    options = ["--no-new-privs", f"--bounding-set={kept}", f"--inh-caps={kept}"]
+    return [*options, f"--ambient-caps={kept}"] if capabilities else options
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from nat_traverse.errors import EXIT_USAGE
 from nat_traverse.net.status_socket import NameInUseError
 from support.ends import free_ports
 from support.forwards import unused_port
-from support.ordinary import NOBODY, ordinary
+from support.ordinary import NOBODY, RESTRICTED, only, ordinary
 from support.programs import OURS
 from support.services import Services, passes
 from support.tools import need
@@ -27,14 +27,6 @@ UNIT = DOCS / "systemd" / "nat-traverse@.service"
 # remains is mostly that it is about networks.
 MOST_EXPOSED = 25
 
-# prctl(2), PR_SET_MDWE and PR_MDWE_REFUSE_EXEC_GAIN: as MemoryDenyWriteExecute=. A kernel before
-# 6.3 does not know it.
-RESTRICTED = """\
-import ctypes, sys
-ctypes.CDLL(None).prctl(65, 1, 0, 0, 0)
-from nat_traverse.cli import main
-sys.exit(main())
-"""
 NET_ADMIN = 1 << 12  # capabilities(7)
 
 
@@ -86,19 +78,16 @@ def test_its_advice_is_a_description(tmp_path: Path) -> None:
     assert connect.secret_file == f"/run/credentials/x/{credential.partition(':')[0]}"
 
 
-@pytest.mark.parametrize("capability", ["net_admin", ""])
-def test_a_tunnel_works_with_its_rights(capability: str) -> None:
+@pytest.mark.parametrize("capabilities", [("net_admin",), ()])
+def test_a_tunnel_works_with_its_rights(capabilities: tuple[str, ...]) -> None:
     """What of it can be had without systemd: another user, capabilities, no new privileges, memory.
 
     A filter of system calls can't be.
     """
     if os.geteuid() != 0:
         pytest.skip("only root can give rights away")
-    kept = f"-all,+{capability}" if capability else "-all"
-    options = ["--no-new-privs", f"--bounding-set={kept}", f"--inh-caps={kept}"]
-    options += [f"--ambient-caps={kept}"] if capability else []
     ports, listen, target = free_ports(), unused_port(), unused_port()
-    with ordinary(*options) as (python, environment):
+    with ordinary(*only(*capabilities)) as (python, environment):
         directory = Path(environment["PYTHONPATH"], "service")
         directory.mkdir()
         with Services(directory) as services:
@@ -115,6 +104,6 @@ def test_a_tunnel_works_with_its_rights(capability: str) -> None:
             fields = dict(re.findall(r"^(\w+):\t(.*)$", status, re.MULTILINE))
             assert fields["Uid"].split() == [str(NOBODY)] * 4
             assert fields["NoNewPrivs"] == "1"
-            has = f"{NET_ADMIN if capability else 0:016x}"
+            has = f"{NET_ADMIN if capabilities else 0:016x}"
             assert {fields[name] for name in ("CapBnd", "CapEff", "CapAmb")} == {has}
             assert passes(listen, target)
