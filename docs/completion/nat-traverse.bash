@@ -24,7 +24,7 @@ _nat_traverse()
     case $before in
         --cmd) mapfile -t COMPREPLY < <(compgen -c -- "$current"); return ;;
         --handoff) mapfile -t COMPREPLY < <(compgen -c -- "$current"); return ;;
-        --wireguard) return ;;
+        --wireguard) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         -L) return ;;
         -R) return ;;
         -D) return ;;

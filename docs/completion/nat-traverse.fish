@@ -16,7 +16,7 @@ complete -c nat-traverse -n __fish_is_first_arg -a status -d 'show the tunnels t
 complete -c nat-traverse -n 'not __fish_seen_subcommand_from demo keygen up status' -l cmd -x -a '(__fish_complete_command)' -d 'run CMD through the shell, its standard input and output bound to the tunnel'
 complete -c nat-traverse -n 'not __fish_seen_subcommand_from demo keygen up status' -l datagrams -d 'carry datagrams: one read is one, one write is one, unreliable and unordered'
 complete -c nat-traverse -n 'not __fish_seen_subcommand_from demo keygen up status' -l handoff -x -a '(__fish_complete_command)' -d 'close the socket and become CMD, which uses the same port itself'
-complete -c nat-traverse -n 'not __fish_seen_subcommand_from demo keygen up status' -l wireguard -x -d 'keep a WireGuard device connected: CONF is a file of wg-quick’s, its ListenPort and Endpoint stand for the operand'
+complete -c nat-traverse -n 'not __fish_seen_subcommand_from demo keygen up status' -l wireguard -r -F -d 'keep a WireGuard device connected: CONF is a file of wg-quick’s, its ListenPort and Endpoint stand for the operand'
 complete -c nat-traverse -n 'not __fish_seen_subcommand_from demo keygen up status' -l quit-after-connect -d 'exit 0 as soon as a path between the two ports is proven, 6 if there is one between other ports only'
 complete -c nat-traverse -n 'not __fish_seen_subcommand_from demo keygen up status' -l plain -d 'as 0.7 did it: bare UDP, nothing encrypted, nothing repeated'
 complete -c nat-traverse -n 'not __fish_seen_subcommand_from demo keygen up status' -s L -x -d 'as with ssh: SPEC is [BIND:]PORT:HOST:HOSTPORT'

@@ -56,7 +56,7 @@ An option starts with `--`, `-` or `+`. Its name can be in any case and can be s
 letter for the six options of 0.7, which go first, and as far as it stays unique for the others. A
 value is the next word or follows an equals sign. There are no bundles: `-w3` is not `-w 3`. Options
 may stand after the address; `--` ends them. When an option is given twice, the last one counts,
-except for `-L`, `-R`, `-D`, `--expose`, `--peer-key` and `--hint`, which add up.
+except for {repeatable}, which add up.
 """
 
 SSH = """
@@ -348,7 +348,7 @@ def manual() -> str:
             section("NAME", r"nat\-traverse \- direct tunnel between two hosts behind NAT", "\n"),
             section("SYNOPSIS", *map(synopsis, (TUNNEL, *COMMANDS.values()))),
             section("DESCRIPTION", prose(DESCRIPTION), terms(OPERANDS)),
-            section("OPTIONS", prose(OPTIONS_INTRODUCTION), option_entries(TUNNEL)),
+            section("OPTIONS", prose(_options_introduction()), option_entries(TUNNEL)),
             section("COMMANDS", *map(_command, COMMANDS.values())),
             section("EXAMPLES", *_examples()),
             section("SECURITY", prose(SECURITY), terms(PROOFS), prose(SECURITY_NOTE)),
@@ -371,6 +371,11 @@ def _command(command: Command) -> str:
     return subsection(
         command.name, prose(command.manual), prose(f"See `nat-traverse-{command.name}`(1).")
     )
+
+
+def _options_introduction() -> str:
+    *words, last = (f"`{each.word}`" for each in TUNNEL.options if each.repeatable)
+    return OPTIONS_INTRODUCTION.format(repeatable=f"{', '.join(words)} and {last}")
 
 
 def _examples() -> Iterable[str]:

@@ -225,6 +225,7 @@ WIREGUARD: Final = Option(
     "wireguard",
     STRING,
     metavar="CONF",
+    file=True,
     group=CARRY,
     summary="keep a WireGuard device connected: CONF is a file of wg-quick's, its ListenPort and "
     "Endpoint stand for the operand; on both sides",
@@ -361,6 +362,7 @@ VPN: Final = Option(
     "vpn",
     STRING,
     metavar="ADDR/PREFIX",
+    repeatable=True,
     group=NETWORK,
     summary="a network device with this address here, and the other side behind it; may be given "
     "more than once, for IPv4 and IPv6. Linux; needs CAP_NET_ADMIN",
@@ -394,6 +396,7 @@ ROUTE: Final = Option(
     "route",
     STRING,
     metavar="NET",
+    repeatable=True,
     group=NETWORK,
     summary="send this network to the other side, which has to --announce it; may be given more "
     "than once",
@@ -410,6 +413,7 @@ ANNOUNCE: Final = Option(
     "announce",
     STRING,
     metavar="NET",
+    repeatable=True,
     group=NETWORK,
     summary="let the other side --route this network to here, and reach it; may be given more "
     "than once",

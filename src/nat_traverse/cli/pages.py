@@ -112,7 +112,9 @@ UP_STATUS = (
 
 STATUS_OUTPUT = """
 On standard output, for people. With `--json` a list of objects, one for each tunnel, with the names
-below, which do not change between versions; new ones may be added. A VPN adds an object of its own.
+below, which do not change between versions; new ones may be added. A VPN has one more, `vpn`: an
+object with `device`, `mtu` (null before it is up), `addresses`, `routes`, `announced`, and
+`dropped`, which says how many packets did not pass since the start, by reasons.
 """
 
 STATUS_DESCRIPTION = """

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from nat_traverse.carry.addressing import Plan
+    from nat_traverse.carry.vpn import Vpn
     from nat_traverse.cli.report import Report
     from nat_traverse.cli.settings import Connect
     from nat_traverse.link.link import Link
@@ -193,9 +194,23 @@ async def _carry_packets(connect: Connect, report: Report, settings: Settings, p
     try:
         # Before the search: a right that is missing is told at once.
         vpn.open()
+        report.attach("vpn", partial(_vpn_state, vpn))
         return await _over_links(connect, report, settings, vpn.use)
     finally:
         vpn.close()
+
+
+def _vpn_state(vpn: Vpn) -> dict[str, object]:
+    """Return what `nat-traverse status` shows of a VPN."""
+    device, plan = vpn.device, vpn.plan
+    return {
+        "device": None if device is None else device.name,
+        "mtu": None if device is None or not device.mtu else device.mtu,
+        "addresses": list(map(str, plan.addresses)),
+        "routes": list(map(str, plan.routes)),
+        "announced": list(map(str, plan.announced)),
+        "dropped": vpn.dropped,
+    }
 
 
 async def _over_links(

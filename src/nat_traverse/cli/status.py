@@ -131,7 +131,7 @@ def _value(value: object) -> str:
         return " ".join(map(str, value)) or "none"
     if isinstance(value, dict):
         return " ".join(f"{key} {each}" for key, each in value.items()) or "none"
-    return str(value)
+    return "none" if value is None else str(value)
 
 
 def _period(seconds: float) -> str:

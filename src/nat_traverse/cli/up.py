@@ -72,6 +72,9 @@ def _described(request: Up) -> dict[str, tuple[str, Connect]]:
             found[name] = path, _with_wishes(read_description(path, os.environ), request)
         except UsageError as error:
             problems.append(str(error))
+    for path, connect in found.values():
+        if len(found) > 1 and connect.vpn is not None and connect.vpn.user is not None:
+            problems.append(f"{path}: user: the whole process would become it: run this one alone")
     if problems:
         raise UsageError("\n".join(problems))
     return found

@@ -99,6 +99,7 @@ def test_what_a_service_does_by_default(files: Files) -> None:
         ),
         ('L = ["/run/a.sock:/run/b.sock"]', ["-L", "/run/a.sock:/run/b.sock"]),
         ("R = []", []),
+        ("peer-key = []", []),
     ],
 )
 def test_every_kind_of_option(files: Files, text: str, words: list[str]) -> None:

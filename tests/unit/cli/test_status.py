@@ -121,7 +121,12 @@ def test_what_there_may_be_besides(directory: Path, capsys: Capture) -> None:
         "problem": "It is\x1b[2J the wrong one.",
         "code": "123456",
         "command": "pppd",
-        "vpn": {"device": "nat0", "addresses": ["10.0.0.1/24", "fd00::1/64"], "dropped": {}},
+        "vpn": {
+            "device": "nat0",
+            "addresses": ["10.0.0.1/24", "fd00::1/64"],
+            "dropped": {},
+            "mtu": None,
+        },
     }
     with answering(directory, home=told):
         assert main(["status", "home"]) == 1
@@ -131,7 +136,7 @@ def test_what_there_may_be_besides(directory: Path, capsys: Capture) -> None:
     assert "  problem: It is\\x1b[2J the wrong one.\n" in out
     assert "  code to compare: 123456\n" in out
     assert "  command: pppd\n" in out
-    assert "  vpn: device nat0, addresses 10.0.0.1/24 fd00::1/64, dropped none\n" in out
+    assert "  vpn: device nat0, addresses 10.0.0.1/24 fd00::1/64, dropped none, mtu none\n" in out
 
 
 def test_several_stand_apart(directory: Path, capsys: Capture) -> None:

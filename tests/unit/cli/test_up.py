@@ -79,6 +79,14 @@ def test_the_same_tunnel_twice(here: Services, capsys: Capture) -> None:
     assert "there is another tunnel 'one' here" in capsys.readouterr().err
 
 
+def test_who_gives_up_rights_does_so_alone(here: Services, capsys: Capture) -> None:
+    here.describe("one", "40000:127.0.0.1:40001", 'vpn = "10.0.0.1/24"', 'user = "nobody"')
+    here.describe("two", "40001:127.0.0.1:40000", 'expose = "any"')
+    assert main(["up", "one", "two"]) == 2
+    assert "one.toml: user: the whole process" in capsys.readouterr().err
+    assert list(_described(Up(("one",)))) == ["one"]
+
+
 def test_a_file_that_others_may_change(here: Services, capsys: Capture) -> None:
     here.describe("one", "40000:127.0.0.1:40001", 'cmd = "ls"').chmod(0o666)
     assert main(["up", "one"]) == errno.EACCES
