@@ -12,7 +12,6 @@ from nat_traverse.carry import wg_watch
 from nat_traverse.carry.wg_device import NEW, Device, WireGuardError, held, missing_right
 from nat_traverse.carry.wg_watch import Sign, Watch
 from nat_traverse.cli.search import punch_settings, watched
-from nat_traverse.errors import LocalNetworkError
 from nat_traverse.session import punch
 from nat_traverse.wire.hello import Mode
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from nat_traverse.session import PunchSettings
 
 _LOOK_EVERY: Final = 2.0  # s; wg takes 3 ms, and what is looked for takes a minute
-_REST: Final = 5.0  # s before the network is asked again that was not there
 
 
 async def use_wireguard(connect: Connect, configuration: Configuration, report: Report) -> NoReturn:
@@ -49,7 +47,7 @@ async def _keep(keeper: _Keeper, settings: PunchSettings, report: Report) -> NoR
         while True:
             report.lost(await keeper.lost(watch))
             keeper.let_go()
-            watch = keeper.use(*await _found_again(settings, report))
+            watch = keeper.use(*await _found(settings, report))
     finally:
         keeper.end()
 
@@ -62,19 +60,6 @@ async def _found(settings: PunchSettings, report: Report) -> tuple[int, Endpoint
         return hole.socket.local.port, hole.connected.path.remote
     finally:
         hole.close()
-
-
-async def _found_again(settings: PunchSettings, report: Report) -> tuple[int, Endpoint]:
-    """Do the same once there has been a path: nothing is a reason to give up."""
-    told = ""
-    while True:
-        try:
-            return await _found(settings, report)
-        except LocalNetworkError as error:
-            if str(error) != told:
-                told = str(error)
-                report.lost(told)
-        await asyncio.sleep(_REST)
 
 
 class _Keeper:

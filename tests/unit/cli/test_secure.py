@@ -38,7 +38,7 @@ from support.loopback import V4, Wire, exchange, old_peer, pair, shake_hands, su
 from support.programs import ours
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from nat_traverse.api import Settings
     from nat_traverse.carry.addressing import Plan
@@ -119,9 +119,13 @@ class Told:
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.parts: dict[str, dict[str, object]] = {}
 
     def lost(self, text: str) -> None:
         self.texts.append(text)
+
+    def attach(self, part: str, tell: Callable[[], Mapping[str, object]]) -> None:
+        self.parts[part] = dict(tell())
 
 
 class FakeVpn:
@@ -129,6 +133,8 @@ class FakeVpn:
 
     def __init__(self, plan: Plan, _observe: object) -> None:
         self.plan = plan
+        self.device = None
+        self.dropped: dict[str, int] = {}
         self.done: list[object] = []
         made.append(self)
 
@@ -184,6 +190,7 @@ class TestVpn:
         link = Lost(None)
         (settings,), told, code = carry(monkeypatch, [link])
         assert (code, told.texts) == (0, [])
+        assert told.parts["vpn"]["addresses"] == ["10.0.0.1/24"]
         assert settings.purpose is Purpose.VPN
         assert made[0].done == ["open", link, "close"]
         assert made[0].plan == make_plan(addresses=["10.0.0.1/24"])

@@ -14,6 +14,7 @@ import pytest
 from nat_traverse.carry import wg_watch
 from nat_traverse.carry.wg_device import NEW, State, WireGuardError
 from nat_traverse.carry.wireguard import Configuration
+from nat_traverse.cli import search
 from nat_traverse.cli import wireguard as module
 from nat_traverse.cli.report import JsonReport
 from nat_traverse.cli.settings import Connect
@@ -123,7 +124,7 @@ def keep(
     monkeypatch.setattr(module, "punch", world.punch)
     monkeypatch.setattr(module, "missing_right", lambda: None)
     monkeypatch.setattr(module, "_LOOK_EVERY", 0.0)
-    monkeypatch.setattr(module, "_REST", 0.0)
+    monkeypatch.setattr(search, "_LOOK_AGAIN", 0.0)
     connect = Connect(configuration.target, timeout, wireguard=configuration, json=True)
 
     async def main() -> None:
@@ -242,9 +243,10 @@ def test_a_path_is_looked_for_again_without_limit(
         "down",
     ]
     assert [each.timeout for each in world.settings] == [60.0, None, None, None, None]
-    lost = [each["message"] for each in told if each["event"] == "lost"]
-    assert lost[1:] == ["No route.", "No name."]
-    assert str(lost[0]).startswith("wireguard: WireGuard has had no answer")
+    (lost,) = [str(each["message"]) for each in told if each["event"] == "lost"]
+    assert lost.startswith("wireguard: WireGuard has had no answer")
+    held_up = [each["message"] for each in told if each["event"] == "held-up"]
+    assert held_up == ["No route.", "No name."]
 
 
 def test_no_network_at_first_is_an_error(

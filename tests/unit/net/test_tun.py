@@ -15,7 +15,7 @@ import pytest
 
 from nat_traverse.errors import DeniedError, DeviceError, UsageError
 from nat_traverse.net import features, tun
-from nat_traverse.net.tun import AUTOMATIC, MAX_FRAME, Offload, Tun, check_name
+from nat_traverse.net.tun import MAX_FRAME, Offload, Tun, check_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
