@@ -68,8 +68,10 @@ class Nominations:
     def size(self, route: Route) -> int:
         """Return how long the next one is to be, in bytes."""
         count = self._count
-        large = _LARGE_SIZES if route.size_limit > DATAGRAM_SIZE else ()
-        for times, size in (*large, *self._sizes):
+        sizes: tuple[tuple[int, int], ...] = self._sizes
+        if route.size_limit > DATAGRAM_SIZE:
+            sizes = (*_LARGE_SIZES, *sizes)
+        for times, size in sizes:
             if count < times:
                 return min(size, route.size_limit)
             count -= times
