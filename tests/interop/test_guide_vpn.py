@@ -1,4 +1,4 @@
-"""The recipes of docs/guide.md for nat-traverse's own VPN, run as they are printed."""
+"""The recipes of docs/guide.md for nat-traverse's own VPN and for services, run as printed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-RECIPES = {"vpn", "vpn-lasting", "site-to-site"}
+RECIPES = {
+    *("vpn", "vpn-lasting", "site-to-site"),
+    *("service-file", "service", "service-status"),
+}
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def both(tmp_path: Path) -> Iterator[Sides]:
 
 def test_every_recipe_of_these_sections_is_run_here() -> None:
     names = recipes(GUIDE.read_text())
-    assert {name for name, _ in names if name.startswith(("vpn", "site"))} == RECIPES
+    assert {name for name, _ in names if name.startswith(("vpn", "site", "serv"))} == RECIPES
 
 
 def test_a_vpn(both: Sides) -> None:
@@ -44,6 +47,14 @@ def test_a_lasting_vpn(both: Sides) -> None:
         pytest.skip("only root may become another user: run the tests as root to see --user")
     with both.running("vpn-lasting"):
         both.ping("10.77.0.1", "10.77.0.2")
+
+
+def test_a_service(both: Sides) -> None:
+    both.run("service-file")
+    with both.running("service"):
+        both.ping("10.77.0.1", "10.77.0.2")
+        both.ping("fd77::1", "fd77::2")
+        both.run("service-status")
 
 
 def test_site_to_site(both: Sides) -> None:
