@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import sys
@@ -18,12 +19,15 @@ from support.ordinary import NOBODY, RESTRICTED, only, ordinary
 from support.programs import Program
 from support.services import Services
 from support.sides import LEFT_PORT, RIGHT_PORT, address
+from support.vpns import V4, is_reached
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # s, what is promised: from when the network is there again, and the program has started.
 LIMIT = 10.0
+# s that a side is away, as a laptop with its lid closed: longer than anything that waits for it.
+SLEEP = 90.0
 
 ECHO = """\
 import socket
@@ -54,7 +58,10 @@ while True:
 
 
 class Life:
-    """Left has a forward to a server of right's, and a client of it that goes on and on."""
+    """Left has a forward to a server of right's, and a client of it that goes on and on; and a VPN.
+
+    Each side's two tunnels are in one process.
+    """
 
     def __init__(self, lab: Lab, services: Services, client: Program) -> None:
         self.lab = lab
@@ -64,20 +71,37 @@ class Life:
         to_left = f"{RIGHT_PORT}:{address(lab.left)}:{LEFT_PORT}"
         services.describe("left", to_right, 'L = "9090:127.0.0.1:8080"', "keepalive = 1")
         services.describe("right", to_left, 'expose = "127.0.0.1:8080"', "keepalive = 1")
-        self.left = services.up("left", node=lab.left)
+        to_right = f"{LEFT_PORT + 10}:{address(lab.right)}:{RIGHT_PORT + 10}"
+        to_left = f"{RIGHT_PORT + 10}:{address(lab.left)}:{LEFT_PORT + 10}"
+        vpn = 'vpn-device = "work0"'
+        services.describe("left-vpn", to_right, f'vpn = "{V4[0]}/24"', vpn, "keepalive = 1")
+        services.describe("right-vpn", to_left, f'vpn = "{V4[1]}/24"', vpn, "keepalive = 1")
+        self.left = services.up("left", "left-vpn", node=lab.left)
         self.right = self.start_right()
 
     def start_right(self) -> Program:
-        return self.services.up("right", node=self.lab.right)
+        return self.services.up("right", "right-vpn", node=self.lab.right)
 
     def goes_on(self) -> float:
-        """Wait until the client was answered again; returns how long it took.
+        """Wait until both tunnels carry something; returns how long it took.
 
-        Twice, since the first answer may have been under way.
+        The client has to be answered twice, since the first answer may have been under way.
         """
         begun, mark = time.monotonic(), len(self._client.output) + 2
         self._client.prints(mark)
-        return time.monotonic() - begun
+        is_reached(self.lab.left, V4[1])
+        took = time.monotonic() - begun
+        # `status` tells the truth: it knows of both, and that the peer was heard just now.
+        for name in ("left", "left-vpn"):
+            told = self.services.ask(name)
+            assert told["state"] == "connected"
+            assert told["last_contact"] < LIMIT
+        return took
+
+    def device(self) -> int:
+        """Return the number of left's device, which another one would not have."""
+        shown = self.lab.left.run(["ip", "-json", "link", "show", "work0"]).stdout
+        return int(json.loads(shown)[0]["ifindex"])
 
 
 @pytest.fixture
@@ -95,7 +119,9 @@ def life(tmp_path: Path) -> Iterator[Life]:
 def test_a_peer_that_is_killed_and_started_again(life: Life) -> None:
     services = life.services
     life.goes_on()
+    device = life.device()
     told = services.comes_to("left", "connected")
+    assert services.ask("left-vpn")["vpn"]["device"] == "work0"
     assert told["peer"] == f"{address(life.lab.right)}:{RIGHT_PORT}"
     assert told["observed"] == f"{address(life.lab.left)}:{LEFT_PORT}"
     assert (told["proof"], told["paths"]) == ("secret", 1)
@@ -103,6 +129,7 @@ def test_a_peer_that_is_killed_and_started_again(life: Life) -> None:
     life.right.signal(signal.SIGKILL)
     life.right.wait()
     lost = services.comes_to("left", "searching-again")
+    services.comes_to("left-vpn", "searching-again")
     assert lost["peer"] is None
     assert lost["problem"]
     assert lost["sent"] >= told["sent"]
@@ -113,6 +140,7 @@ def test_a_peer_that_is_killed_and_started_again(life: Life) -> None:
     life.right = life.start_right()
     services.comes_to("right", "searching")  # it has started
     assert life.goes_on() < LIMIT
+    assert life.device() == device
     told = services.ask("left")
     assert (told["state"], told["paths"], told["problem"]) == ("connected", 2, None)
     assert told["sent"] > lost["sent"]
@@ -124,10 +152,12 @@ def test_a_peer_that_is_killed_and_started_again(life: Life) -> None:
         program.signal(number)
         assert program.wait() == -number
     assert services.left_over == []
+    assert life.lab.left.run(["ip", "link", "show", "work0"]).returncode != 0
 
 
 def test_gateways_that_forget_and_a_host_that_moves(life: Life) -> None:
     life.goes_on()
+    device = life.device()
     for gateway in (*life.lab.left_gateways, *life.lab.right_gateways):
         assert gateway.run(["conntrack", "-F"]).returncode == 0
     assert life.goes_on() < LIMIT
@@ -135,7 +165,7 @@ def test_gateways_that_forget_and_a_host_that_moves(life: Life) -> None:
     moved = life.lab.left.run(["sh", "-ec", MOVE])
     assert moved.returncode == 0, moved.stderr
     assert life.goes_on() < LIMIT
-    assert life.services.ask("left")["state"] == "connected"
+    assert life.device() == device
     assert life.left.process.poll() is None
 
 
@@ -151,17 +181,22 @@ ip route replace default via $gateway dev $device
 
 
 def test_a_side_that_sleeps(life: Life) -> None:
-    """With a keepalive of a second a sleep of five is as long as one of 90 with the usual one."""
     services = life.services
     life.goes_on()
+    device = life.device()
     life.right.signal(signal.SIGSTOP)
-    services.comes_to("left", "searching-again")
+    begun = time.monotonic()
+    for name in ("left", "left-vpn"):
+        services.comes_to(name, "searching-again")
     status = services.status("right")
     assert status.returncode == 1
     assert "state: not answering" in status.stdout
+    time.sleep(begun + SLEEP - time.monotonic())
+    assert services.ask("left-vpn")["state"] == "searching-again"
     life.right.signal(signal.SIGCONT)
     assert life.goes_on() < LIMIT
-    assert services.status("--json", "left", "right").returncode == 0
+    assert life.device() == device
+    assert services.status("--json", "left", "right", "left-vpn", "right-vpn").returncode == 0
 
 
 def test_a_vpn_with_the_rights_of_the_unit(tmp_path: Path) -> None:

@@ -316,12 +316,3 @@ class TestStayingUp:
             assert self.back(lab) < LIMIT
             if far is Kind.NONE:
                 assert not any(each["event"] == "lost" for each in one.events + other.events)
-
-    def test_a_host_that_is_stopped_for_a_minute_and_a_half(self, lab: Lab) -> None:
-        with self.staying(lab) as (one, other):
-            other.signal(signal.SIGSTOP)
-            one.event("lost", patience=60.0)
-            # The rest of the time nothing happens but that the search goes on.
-            time.sleep(3)
-            other.signal(signal.SIGCONT)
-            assert self.back(lab) < LIMIT
