@@ -108,10 +108,13 @@ class TestTraffic:
 # One megabyte again and again: its digest is known without a gigabyte in memory.
 BLOCK = random.Random(7).randbytes(1_000_000)
 
+# BBR, where there is it, does not take each loss for a jam: that is three times as fast here.
 SENDER = """\
-import socket, sys
+import contextlib, socket, sys
 block = open(sys.argv[1], "rb").read()
 with socket.create_connection((sys.argv[2], 7777)) as sock:
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"bbr")
     for _ in range(int(sys.argv[3])):
         sock.sendall(block)
 """
