@@ -114,6 +114,7 @@ class Handshake:
             self._timers["deadline"] = now + settings.timeout
         self._early_data: list[bytes] = []
         self._linger_limit = now
+        self._legacy_seen = False  # most peers are none, and nobody need look for them all the time
         self._settled = False
         self._over = False
 
@@ -210,17 +211,18 @@ class Handshake:
             if self._timers.pop(name, None) is not None:
                 self._handle(name, now)
         if self._connected is None and not self._over:
-            self._serve_all_legacy(now)
+            if self._legacy_seen:
+                self._serve_all_legacy(now)
             self._climb(now)
 
     def get_timer(self) -> float | None:
         """Return the earliest time at which something is due."""
         if self._over:
             return None
-        earliest = min(self._timers.values(), default=None)
+        earliest = min(self._timers.values()) if self._timers else None
         if self._connected is not None:
             return earliest
-        for route in self._routes:
+        for route in self._routes if self._legacy_seen else ():
             legacy = route.legacy
             if (
                 legacy is not None
@@ -325,6 +327,7 @@ class Handshake:
             self.evidence.unwanted_legacy += 1
             return
         self._hear(message.kind, path, Generation.LEGACY)
+        self._legacy_seen = True
         if route.legacy is None:
             route.legacy = LegacyPeer(self._settings.window, now)
         route.legacy.receive(message.kind)
