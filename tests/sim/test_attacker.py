@@ -46,6 +46,13 @@ _LATEST = 0.5
 _SECRET = b"what the stranger does not know"
 _MAY_CONNECT_AT_ONCE = ["none", "eim", "adf", "apdf"]
 
+# What a forged packet may say.
+_KINDS = tuple(Kind)
+_MODES = (None, *Mode)
+_REASONS = (None, *Reason)
+_STEPS = (None, *Agreed)
+_ERRORS = tuple(ErrorKind)
+
 pytestmark = pytest.mark.timeout(1200)
 
 
@@ -58,7 +65,7 @@ class Verdict(NamedTuple):
 
 def forged(chance: random.Random) -> bytes:
     """Return a datagram of any kind that can be made without having seen one."""
-    kind = chance.choice(list(Kind))
+    kind = chance.choice(_KINDS)
     draw = chance.random()
     if draw < 0.15:
         return chance.choice((HELLO_MAGIC, ACK_MAGIC))
@@ -76,10 +83,10 @@ def forged(chance: random.Random) -> bytes:
         serial=chance.choice((None, chance.randrange(50))),
         echo=chance.choice((None, chance.randbytes(16))),
         observed=chance.choice((None, Endpoint("192.0.2.66", chance.randrange(65536)))),
-        mode=chance.choice((None, *Mode)),
+        mode=chance.choice(_MODES),
         finished=chance.choice((None, Counts(0, 0))),
-        closing=chance.choice((None, *Reason)),
-        agreed=chance.choice((None, *Agreed)),
+        closing=chance.choice(_REASONS),
+        agreed=chance.choice(_STEPS),
     )
     return encode(message, size=chance.choice((0, 320, 1400)))
 
@@ -98,7 +105,7 @@ def attack(run: Run, chance: random.Random) -> None:
     target = Endpoint(end.host.public, port)
     source = address(chance, end, peer)
     if chance.random() < 0.2:
-        kind = chance.choice(list(ErrorKind))
+        kind = chance.choice(_ERRORS)
         reporter = chance.choice((peer.host.public, "192.0.2.1", "10.1.2.3", "100.64.9.9"))
         run.network.forge(kind, reporter, target, source)
     else:

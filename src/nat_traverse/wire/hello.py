@@ -17,6 +17,7 @@ import ipaddress
 import struct
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nat_traverse.errors import LocalProtocolError, RemoteProtocolError
@@ -62,6 +63,9 @@ _AGREED = 0x0E
 
 _IPV4_FIELD = 6  # port and 4 bytes of address
 _IPV6_FIELD = 18  # port and 16 bytes of address
+# Addresses whose other form is remembered: it takes as long as the rest of a message, and a
+# traversal meets the same few. More of them, from strangers, push each other out.
+_HOSTS_REMEMBERED = 64
 _NUMBER_LIMIT = 1 << 32
 _COUNT_LIMIT = 1 << 64
 
@@ -96,6 +100,11 @@ class Reason(Enum):
     COMPLETE = 0  # both directions ended and were acknowledged
     NOT_READING = 1  # what takes the data here (a command, a pipe) has ended
     STOPPED = 2  # a signal, or an error on that side
+
+
+_MODES = {mode.value: mode for mode in Mode}
+_STEPS = {step.value: step for step in Agreed}
+_REASONS = {reason.value: reason for reason in Reason}
 
 
 class Counts(NamedTuple):
@@ -250,9 +259,20 @@ def _decode_fields(datagram: bytes) -> dict[int, bytes]:
 def _encode_endpoint(endpoint: Endpoint) -> bytes:
     """Port and address; the length tells the family. A scope means nothing to the other host."""
     try:
-        return endpoint.port.to_bytes(2, "big") + ipaddress.ip_address(endpoint.host).packed
+        return endpoint.port.to_bytes(2, "big") + _pack_host(endpoint.host)
     except (ValueError, OverflowError) as error:
         raise LocalProtocolError(f"{endpoint} is no transport address") from error
+
+
+@lru_cache(maxsize=_HOSTS_REMEMBERED)
+def _pack_host(host: str) -> bytes:
+    """Return the 4 or 16 bytes of an address."""
+    return ipaddress.ip_address(host).packed
+
+
+@lru_cache(maxsize=_HOSTS_REMEMBERED)
+def _unpack_host(packed: bytes) -> str:
+    return str(ipaddress.ip_address(packed))
 
 
 def _decode_endpoint(value: bytes | None) -> Endpoint | None:
@@ -260,7 +280,7 @@ def _decode_endpoint(value: bytes | None) -> Endpoint | None:
         return None
     if len(value) not in {_IPV4_FIELD, _IPV6_FIELD}:
         raise RemoteProtocolError(f"observed address of {len(value)} bytes")
-    return Endpoint(str(ipaddress.ip_address(value[2:])), int.from_bytes(value[:2], "big"))
+    return Endpoint(_unpack_host(value[2:]), int.from_bytes(value[:2], "big"))
 
 
 def _encode_echo(nonce: bytes) -> bytes:
@@ -298,22 +318,19 @@ def _decode_number(value: bytes | None) -> int | None:
 def _decode_mode(value: bytes | None) -> Mode | None:
     """Return the mode; one that this version does not know is like none, for the session to see."""
     exact = _exactly(value, 1)
-    return Mode(exact[0]) if exact and exact[0] in {mode.value for mode in Mode} else None
+    return None if exact is None else _MODES.get(exact[0])
 
 
 def _decode_agreed(value: bytes | None) -> Agreed | None:
     """Return the step; one that this version does not know is like none, and gets no answer."""
     exact = _exactly(value, 1)
-    return Agreed(exact[0]) if exact and exact[0] in {step.value for step in Agreed} else None
+    return None if exact is None else _STEPS.get(exact[0])
 
 
 def _decode_reason(value: bytes | None) -> Reason | None:
     """Return the reason; closing for an unknown one is still closing."""
     exact = _exactly(value, 1)
-    if exact is None:
-        return None
-    known = exact[0] in {reason.value for reason in Reason}
-    return Reason(exact[0]) if known else Reason.STOPPED
+    return None if exact is None else _REASONS.get(exact[0], Reason.STOPPED)
 
 
 def _exactly(value: bytes | None, size: int) -> bytes | None:
