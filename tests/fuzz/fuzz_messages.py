@@ -4,26 +4,25 @@
     python tests/fuzz/fuzz_messages.py --replay decode 6e61742d...
 
 Inputs start as valid messages and are mutated by their structure: fields doubled, dropped, swapped,
-their lengths falsified, bits flipped, two inputs spliced. What reaches something new, an outcome
-that no input before it had, joins the inputs to start from. The contract of every target: a value,
-or the one exception that it is documented to raise, and never anything else. Exit status 1 and the
-input in hexadecimal when that is broken; the same seed finds it again.
+their lengths falsified, bits flipped, two inputs spliced. The contract of every target: a value, or
+the one exception that it is documented to raise, and never anything else. `campaign.py` tells how
+a run goes on from there, and what comes of an input that breaks the contract.
 """
 
 from __future__ import annotations
 
-import argparse
-import random
-import re
 import socket
 import struct
 import sys
-import time
-import traceback
-from collections import Counter
 from contextlib import suppress
+from pathlib import Path as File
 from typing import TYPE_CHECKING, NamedTuple
 
+if __name__ == "__main__":  # a script finds what lies beside it, but not its own package
+    sys.path.insert(0, str(File(__file__).parents[1]))
+
+from fuzz import campaign
+from fuzz.campaign import OPERATION, Features, Target, beginning, pack, run, split_operations
 from nat_traverse.cli.arguments import parse as parse_arguments
 from nat_traverse.cli.getopt import scan
 from nat_traverse.cli.options import TUNNEL
@@ -39,7 +38,8 @@ from nat_traverse.wire import hello as wire
 from nat_traverse.wire.hello import Agreed, Bare, Counts, Kind, Message, Mode, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    import random
+    from collections.abc import Iterator, Sequence
 
 OURS, SMALLER, LARGER = b"\x80" * 16, bytes(16), b"\xff" * 16
 PEER = Endpoint("203.0.113.2", 40001)
@@ -49,12 +49,6 @@ PATHS = (
     Path(0, PEER._replace(port=999)),  # the peer's host, not its port: gets answers only
     Path(0, Endpoint("192.0.2.66", 40001)),  # another host: must never be answered
 )
-
-# Starting points kept for each target. More would slow down the choice of the good ones.
-CORPUS = 2000
-LONGEST = 4096  # bytes of one input; a hello has 320, and what is longer only repeats itself
-
-Features = set[str]
 
 
 # -- targets: each returns what the input reached, as words ---------------------------------------
@@ -140,11 +134,6 @@ def tunnel(data: bytes) -> Features:
     return found
 
 
-def beginning(text: str) -> str:
-    """Return a complaint as far as it does not quote its occasion."""
-    return re.split(r"[\d'\":]", text, maxsplit=1)[0]
-
-
 def names_us(data: bytes) -> bool:
     """Tell whether a message is from somebody who reads our packets: from the peer, that is."""
     with suppress(RemoteProtocolError):
@@ -211,9 +200,8 @@ def target(data: bytes) -> Features:
     return {"name" if literal is None else f"literal {literal.is_ipv6} {literal.scope > 0}"}
 
 
-# -- operations on a machine, in bytes: path and kind (1), pause (1), length (2), data ------------
+# -- operations on a machine, of which the first byte tells path and kind -------------------------
 
-_OPERATION = struct.Struct("!BBH")
 # Indexed by the pause's byte: mostly short, sometimes long enough for any timer.
 _PAUSES = (0.0, 0.001, 0.05, 0.1, 0.3, 1.0, 5.0, 31.0)
 _IS_ERROR, _FINISHES = 0x80, 0x40
@@ -229,19 +217,11 @@ class Operation(NamedTuple):
     finishes: bool
 
 
-def pack(head: int, pause: int, data: bytes) -> bytes:
-    """Write one operation down."""
-    return _OPERATION.pack(head, pause, len(data)) + data
-
-
 def unpack(data: bytes) -> Iterator[Operation]:
     """Read operations from any bytes at all."""
-    at = 0
-    while at + _OPERATION.size <= len(data):
-        head, pause, length = _OPERATION.unpack_from(data, at)
-        at += _OPERATION.size
-        body = data[at : at + length]
-        at += length
+    for each in split_operations(data):
+        head, pause, _ = OPERATION.unpack_from(each)
+        body = each[OPERATION.size :]
         error = None
         if head & _IS_ERROR:
             kinds = list(ErrorKind)
@@ -331,86 +311,34 @@ TARGETS = (
 
 # -- mutation -------------------------------------------------------------------------------------
 
-_INTERESTING = (0, 1, 2, 0x7F, 0x80, 0xFF, *range(1, 15))  # the last are types of fields
 _HEAD = 38  # bytes of a message before its first field
 _FIELD = struct.Struct("!BH")
 
 
-class Mutator:
-    """Makes new inputs of old ones, by chance and by structure."""
+class Mutator(campaign.Mutator):
+    """Knows the fields of a message, and the operations on a machine."""
+
+    interesting = (0, 1, 2, 0x7F, 0x80, 0xFF, *range(1, 15))  # the last are types of fields
+    head = 1
 
     def __init__(self, chance: random.Random) -> None:
-        self.chance = chance
+        super().__init__(chance)
+        self.changes += (self.rearrange, self.rearrange, self.falsify, self.falsify)
 
-    def mutate(self, data: bytes, other: bytes) -> bytes:
-        """Return `data` after one to four changes; `other` is there to splice with."""
-        for _ in range(self.chance.choice((1, 1, 1, 2, 2, 3, 4))):
-            data = self.chance.choice(_CHANGES)(self, data, other)
-        return data[:LONGEST]
+    def parts(self, data: bytes) -> list[bytes]:
+        """Return the operations."""
+        return split_operations(data)
 
-    def mutate_sequence(self, data: bytes, other: bytes) -> bytes:
-        """Change a sequence of operations: one of their datagrams, their order, or any byte."""
+    def mutate_part(self, part: bytes, other: bytes) -> bytes:
+        """Change an operation: where its datagram comes from and what it is, or the datagram."""
         chance = self.chance
-        if chance.random() < 0.1:
-            return self.mutate(data, other)
-        ours, theirs = split_operations(data[1:]), split_operations(other[1:])
-        if not ours:
-            return data[:1] + b"".join(theirs)
-        at = chance.randrange(len(ours))
-        match chance.randrange(7):
-            case 0:
-                del ours[at]
-            case 1:
-                ours.insert(chance.randrange(len(ours)), ours[at])
-            case 2:
-                ours[at:] = theirs[: chance.randint(0, len(theirs))]
-            case 3:
-                head = chance.choice((0, 0, 1, 2, _IS_ERROR, _FINISHES))
-                ours[at] = pack(head, chance.randrange(256), ours[at][_OPERATION.size :])
-            case _:
-                head, pause, _ = _OPERATION.unpack_from(ours[at])
-                spare = theirs[0][_OPERATION.size :] if theirs else b""
-                changed = self.mutate(ours[at][_OPERATION.size :], spare)
-                ours[at] = pack(head, pause, changed)
-        return data[:1] + b"".join(ours[:40])
-
-    # Changes; each takes the input and another one, and returns a new input.
-
-    def flip(self, data: bytes, _: bytes) -> bytes:
-        """Turn one bit."""
-        return self._put(data, lambda old: old ^ 1 << self.chance.randrange(8))
-
-    def replace(self, data: bytes, _: bytes) -> bytes:
-        """Write one byte that may mean something."""
-        return self._put(data, lambda _: self.chance.choice(_INTERESTING))
-
-    def insert(self, data: bytes, _: bytes) -> bytes:
-        """Put some bytes in."""
-        at = self.chance.randint(0, len(data))
-        return data[:at] + self.chance.randbytes(self.chance.randint(1, 20)) + data[at:]
-
-    def delete(self, data: bytes, _: bytes) -> bytes:
-        """Take some bytes out."""
-        at = self.chance.randint(0, len(data))
-        return data[:at] + data[at + self.chance.randint(1, 20) :]
-
-    def cut(self, data: bytes, _: bytes) -> bytes:
-        """Cut the end off."""
-        return data[: self.chance.randint(0, len(data))]
-
-    def repeat(self, data: bytes, _: bytes) -> bytes:
-        """Double a piece."""
-        at = self.chance.randint(0, len(data))
-        return data[:at] + data[at : at + self.chance.randint(1, 40)] + data[at:]
-
-    def splice(self, data: bytes, other: bytes) -> bytes:
-        """Go on with another input."""
-        at = self.chance.randint(0, len(data))
-        return data[:at] + other[self.chance.randint(0, len(other)) :]
-
-    def pad(self, data: bytes, _: bytes) -> bytes:
-        """Add zeros at the end, as padding does."""
-        return data + bytes(self.chance.randint(1, 300))
+        head, pause, _ = OPERATION.unpack_from(part)
+        body = part[OPERATION.size :]
+        if chance.random() < 0.25:
+            return pack(
+                chance.choice((0, 0, 1, 2, _IS_ERROR, _FINISHES)), chance.randrange(256), body
+            )
+        return pack(head, pause, self.mutate(body, other[OPERATION.size :]))
 
     def rearrange(self, data: bytes, _: bytes) -> bytes:
         """Double, drop or swap whole fields of a message."""
@@ -441,28 +369,6 @@ class Mutator:
         found[at] = _FIELD.pack(kind, min(length, 0xFFFF)) + value
         return data[:_HEAD] + b"".join(found)
 
-    def _put(self, data: bytes, change: Callable[[int], int]) -> bytes:
-        if not data:
-            return bytes([self.chance.randrange(256)])
-        at = self.chance.randrange(len(data))
-        return data[:at] + bytes([change(data[at])]) + data[at + 1 :]
-
-
-_CHANGES = (
-    Mutator.flip,
-    Mutator.replace,
-    Mutator.insert,
-    Mutator.delete,
-    Mutator.cut,
-    Mutator.repeat,
-    Mutator.splice,
-    Mutator.pad,
-    Mutator.rearrange,
-    Mutator.rearrange,
-    Mutator.falsify,
-    Mutator.falsify,
-)
-
 
 def split_fields(data: bytes) -> list[bytes]:
     """Return the fields of a message as far as they can be told apart, and the rest."""
@@ -478,21 +384,9 @@ def split_fields(data: bytes) -> list[bytes]:
     return [each for each in found if len(each) >= _FIELD.size]
 
 
-def split_operations(data: bytes) -> list[bytes]:
-    """Return the operations of a sequence, each in its own bytes."""
-    found = []
-    at = 0
-    while at + _OPERATION.size <= len(data):
-        _, _, length = _OPERATION.unpack_from(data, at)
-        end = at + _OPERATION.size + length
-        found.append(data[at:end])
-        at = end
-    return found
-
-
 # -- running --------------------------------------------------------------------------------------
 
-TARGET_FUNCTIONS: dict[str, Callable[[bytes], Features]] = {
+TARGET_FUNCTIONS: dict[str, Target] = {
     "decode": decode,
     "handshake": handshake,
     "tunnel": tunnel,
@@ -500,31 +394,18 @@ TARGET_FUNCTIONS: dict[str, Callable[[bytes], Features]] = {
     "command_line": command_line,
     "target": target,
 }
-SEQUENCES = frozenset({"handshake", "tunnel"})
 
 
-class Failure(NamedTuple):
-    """An input that broke the contract."""
+class Campaign(campaign.Campaign):
+    """A campaign over what parses messages, records, command lines and targets."""
 
-    target: str
-    data: bytes
-    error: str
+    functions = TARGET_FUNCTIONS
+    sequences = frozenset({"handshake", "tunnel"})
+    mutator_type = Mutator
 
-    def __str__(self) -> str:
-        return (
-            f"{self.error}\nreproduce: python tests/fuzz/fuzz_messages.py"
-            f" --replay {self.target} {self.data.hex()}\n"
-        )
-
-
-class Campaign:
-    """One run over some targets, all in turn."""
-
-    def __init__(self, seed: int, targets: Sequence[str]) -> None:
-        self.chance = random.Random(seed)
-        self.mutator = Mutator(self.chance)
-        self.targets = targets
-        starts = {
+    def starts(self) -> dict[str, list[bytes]]:
+        """Return what is valid, of every kind."""
+        return {
             "decode": messages(),
             "handshake": sequences(self.chance),
             "tunnel": sequences(self.chance),
@@ -532,80 +413,11 @@ class Campaign:
             "command_line": list(COMMAND_LINES),
             "target": list(TARGETS),
         }
-        self.corpus = {name: starts[name] for name in targets}
-        self.seen: dict[str, Features] = {name: set() for name in targets}
-        self.inputs: Counter[str] = Counter()
-
-    def run(self, seconds: float) -> Failure | None:
-        """Go on for `seconds`; return the first failure, or None."""
-        for name in self.targets:
-            for data in list(self.corpus[name]):
-                failure = self.attempt(name, data)
-                if failure is not None:
-                    return failure
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            for name in self.targets:
-                failure = self.attempt(name, self.next_input(name))
-                if failure is not None:
-                    return failure
-        return None
-
-    def next_input(self, name: str) -> bytes:
-        """Return something new to try."""
-        corpus = self.corpus[name]
-        data, other = self.chance.choice(corpus), self.chance.choice(corpus)
-        if name in SEQUENCES:
-            return self.mutator.mutate_sequence(data, other)
-        return self.mutator.mutate(data, other)
-
-    def attempt(self, name: str, data: bytes) -> Failure | None:
-        """Run one input; keep it if it reached something new."""
-        self.inputs[name] += 1
-        try:
-            reached = TARGET_FUNCTIONS[name](data)
-        except Exception:  # noqa: BLE001 (whatever it is, it is what we are looking for)
-            return Failure(name, data, traceback.format_exc())
-        if reached - self.seen[name]:
-            self.seen[name] |= reached
-            corpus = self.corpus[name]
-            if len(corpus) < CORPUS:
-                corpus.append(data)
-        return None
-
-    def report(self) -> str:
-        """Return a table of what was done."""
-        lines = [f"{'target':<14}{'inputs':>10}{'outcomes':>10}{'corpus':>10}"]
-        lines += [
-            f"{name:<14}{self.inputs[name]:>10,}{len(self.seen[name]):>10}"
-            f"{len(self.corpus[name]):>10}"
-            for name in self.targets
-        ]
-        return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
-    parser.add_argument("--target", choices=TARGET_FUNCTIONS, action="append")
-    parser.add_argument("--replay", nargs=2, metavar=("TARGET", "HEX"))
-    options = parser.parse_args(arguments)
-    if options.replay:
-        name, text = options.replay
-        sys.stdout.write(f"{sorted(TARGET_FUNCTIONS[name](bytes.fromhex(text)))}\n")
-        return 0
-    sys.stdout.write(f"seed {options.seed}\n")
-    campaign = Campaign(options.seed, options.target or list(TARGET_FUNCTIONS))
-    failure = None
-    with suppress(KeyboardInterrupt):
-        failure = campaign.run(options.seconds)
-    sys.stdout.write(campaign.report())
-    if failure is not None:
-        sys.stdout.write(f"FAILED\n{failure}")
-        return 1
-    return 0
+    return run(Campaign, arguments)
 
 
 if __name__ == "__main__":

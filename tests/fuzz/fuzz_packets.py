@@ -4,25 +4,23 @@
     python tests/fuzz/fuzz_packets.py --replay join 002e0200...
 
 Inputs start as well-formed packets, frames of a TUN device and parts of super-packets, and are
-changed where it hurts: lengths, offsets, counts, kinds, order. What reaches something new joins the
-inputs to start from, as in `fuzz_messages.py`, and so does the contract: a value, or the one
-exception that is documented, and never anything else. Exit status 1 and the input in hexadecimal
-when that is broken; the same seed finds it again.
+changed where it hurts: lengths, offsets, counts, kinds, order. The contract is that of
+`fuzz_messages.py`: a value, or the one exception that is documented, and never anything else.
+`campaign.py` tells how a run goes on, and what comes of an input that breaks the contract.
 """
 
 from __future__ import annotations
 
-import argparse
-import random
-import re
 import struct
 import sys
-import time
-import traceback
-from collections import Counter
-from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+if __name__ == "__main__":  # a script finds what lies beside it, but not its own package
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from fuzz import campaign
+from fuzz.campaign import Features, Target, beginning, run
 from nat_traverse.errors import RemoteProtocolError
 from nat_traverse.tunnel.packets import (
     MOST_DATAGRAMS,
@@ -36,15 +34,12 @@ from nat_traverse.tunnel.packets import (
 from nat_traverse.wire import icmp, ip, virtio, vpn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    import random
+    from collections.abc import Sequence
 
 LARGEST = 300  # bytes of a plaintext: small, so that inputs are
-CORPUS = 2000  # starting points kept for each target
-LONGEST = 4096  # bytes of one input
 OWN, PEER = bytes([10, 77, 0, 1]), bytes([10, 77, 0, 2])
 OWN6, PEER6 = b"\xfd\x77" + bytes(13) + b"\1", b"\xfd\x77" + bytes(13) + b"\2"
-
-Features = set[str]
 
 
 # -- targets: each returns what the input reached, as words ---------------------------------------
@@ -233,11 +228,6 @@ def check_frame(buffers: Sequence[ip.Buffer]) -> None:
     assert found.version == 6 or ip.checksum(packet[: found.transport_at]) == 0
 
 
-def beginning(text: str) -> str:
-    """Return a complaint as far as it does not quote its occasion."""
-    return re.split(r"[\d'\":]", text, maxsplit=1)[0]
-
-
 # -- what to start from ---------------------------------------------------------------------------
 
 
@@ -344,203 +334,106 @@ def split(data: bytes) -> list[bytes]:
 
 # -- mutation -------------------------------------------------------------------------------------
 
-_BYTES = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    17,
-    43,
-    44,
-    51,
-    58,
-    60,
-    0x0F,
-    0x40,
-    0x45,
-    0x4F,
-    0x60,
-    0x7F,
-    0x80,
-    0xFF,
-)
 _HEADERS = 80  # bytes within which nearly all that matters is
 
 
-class Mutator:
-    """Makes new inputs of old ones, by chance, and mostly near the beginning."""
+class Mutator(campaign.Mutator):
+    """Knows that the headers matter, and what numbers are in them."""
+
+    # Versions with lengths, protocols, kinds of plaintexts.
+    interesting = (
+        *range(7),
+        17,
+        43,
+        44,
+        51,
+        58,
+        60,
+        0x0F,
+        0x40,
+        0x45,
+        0x4F,
+        0x60,
+        0x7F,
+        0x80,
+        0xFF,
+    )
+    head = 1
 
     def __init__(self, chance: random.Random) -> None:
-        self.chance = chance
+        super().__init__(chance)
+        self.changes = (
+            self.flip,
+            self.replace,
+            self.replace,
+            self.near,
+            self.length,
+            self.insert,
+            self.delete,
+            self.cut,
+            self.splice,
+        )
 
-    def mutate(self, data: bytes, other: bytes) -> bytes:
-        """Return `data` after one to four changes; `other` is there to splice with."""
-        for _ in range(self.chance.choice((1, 1, 1, 2, 2, 3, 4))):
-            data = self.change(data, other)
-        return data[:LONGEST]
+    def parts(self, data: bytes) -> list[bytes]:
+        """Return the plaintexts, each behind its length."""
+        return [unite([each]) for each in split(data)]
 
-    def mutate_sequence(self, data: bytes, other: bytes) -> bytes:
-        """Change one plaintext, or the order of all."""
-        chance = self.chance
-        ours, theirs = split(data[1:]), split(other[1:])
-        if not ours or chance.random() < 0.05:
-            return self.mutate(data, other)
-        at = chance.randrange(len(ours))
-        match chance.randrange(7):
-            case 0:
-                del ours[at]
-            case 1:
-                ours.insert(chance.randrange(len(ours)), ours[at])
-            case 2:
-                ours[at:] = theirs[: chance.randint(0, 6)]
-            case 3:
-                ours[at], ours[0] = ours[0], ours[at]
-            case _:
-                ours[at] = self.mutate(ours[at], theirs[0] if theirs else b"")
-        return data[:1] + unite(ours[:40])
+    def mutate_part(self, part: bytes, other: bytes) -> bytes:
+        """Change one plaintext."""
+        return unite([self.mutate(part[2:], other[2:])])
 
-    def change(self, data: bytes, other: bytes) -> bytes:
-        """Make one change."""
-        chance = self.chance
-        at = chance.randint(0, min(len(data), _HEADERS) if chance.random() < 0.9 else len(data))
-        match chance.randrange(8):
-            case 0:  # turn a bit
-                new = bytes([data[at] ^ 1 << chance.randrange(8)]) if at < len(data) else b"\0"
-            case 1 | 2:  # a byte that may mean something
-                new = bytes([chance.choice(_BYTES)])
-            case 3:  # a number that is near what is there
-                old = int.from_bytes(data[at : at + 2], "big")
-                near = old + chance.choice((-1, 1, -20, 20, 40, 0x100, -0x100))
-                new = (near & 0xFFFF).to_bytes(2, "big")
-            case 4:  # the length that the packet has
-                length = len(data) - chance.choice((0, 0, 1, 5, 10, 40, 45, 50))
-                new = (length & 0xFFFF).to_bytes(2, "big")
-            case 5:  # put some bytes in
-                return data[:at] + chance.randbytes(chance.randint(1, 20)) + data[at:]
-            case 6:  # take some out
-                return data[:at] + data[at + chance.randint(1, 20) :]
-            case _:  # go on with another input, or end
-                return data[:at] + (other[at:] if chance.random() < 0.7 else b"")
-        return data[:at] + new + data[at + len(new) :]
+    def place(self, end: int) -> int:
+        """Choose where to change something: mostly in the headers."""
+        return super().place(min(end, _HEADERS) if self.chance.random() < 0.9 else end)
+
+    def near(self, data: bytes, _: bytes) -> bytes:
+        """Write a number that is near what is there."""
+        at = self.place(len(data))
+        old = int.from_bytes(data[at : at + 2], "big")
+        return _put(data, at, old + self.chance.choice((-1, 1, -20, 20, 40, 0x100, -0x100)))
+
+    def length(self, data: bytes, _: bytes) -> bytes:
+        """Write the length that the packet has, or a part of it."""
+        at = self.place(len(data))
+        return _put(data, at, len(data) - self.chance.choice((0, 0, 1, 5, 10, 40, 45, 50)))
+
+
+def _put(data: bytes, at: int, number: int) -> bytes:
+    return data[:at] + (number & 0xFFFF).to_bytes(2, "big") + data[at + 2 :]
 
 
 # -- running --------------------------------------------------------------------------------------
 
-TARGET_FUNCTIONS: dict[str, Callable[[bytes], Features]] = {
+TARGET_FUNCTIONS: dict[str, Target] = {
     "header": header,
     "answer": answer,
     "terms": terms,
     "cut": cut,
     "join": join,
 }
-SEQUENCES = frozenset({"join"})
 
 
-class Failure(NamedTuple):
-    """An input that broke the contract."""
+class Campaign(campaign.Campaign):
+    """A campaign over what reads packets, frames of a device, and plaintexts."""
 
-    target: str
-    data: bytes
-    error: str
+    functions = TARGET_FUNCTIONS
+    sequences = frozenset({"join"})
+    mutator_type = Mutator
 
-    def __str__(self) -> str:
-        return (
-            f"{self.error}\nreproduce: python tests/fuzz/fuzz_packets.py"
-            f" --replay {self.target} {self.data.hex()}\n"
-        )
-
-
-class Campaign:
-    """One run over some targets, all in turn."""
-
-    def __init__(self, seed: int, targets: Sequence[str]) -> None:
-        self.chance = random.Random(seed)
-        self.mutator = Mutator(self.chance)
-        self.targets = targets
-        starts = {
+    def starts(self) -> dict[str, list[bytes]]:
+        """Return what is well-formed, of every kind."""
+        return {
             "header": packets(),
             "answer": packets(),
             "terms": list(TERMS),
             "cut": frames(),
             "join": sequences(self.chance),
         }
-        self.corpus = {name: starts[name] for name in targets}
-        self.seen: dict[str, Features] = {name: set() for name in targets}
-        self.inputs: Counter[str] = Counter()
-
-    def run(self, seconds: float) -> Failure | None:
-        """Go on for `seconds`; return the first failure, or None."""
-        for name in self.targets:
-            for data in list(self.corpus[name]):
-                failure = self.attempt(name, data)
-                if failure is not None:
-                    return failure
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            for name in self.targets:
-                failure = self.attempt(name, self.next_input(name))
-                if failure is not None:
-                    return failure
-        return None
-
-    def next_input(self, name: str) -> bytes:
-        """Return something new to try."""
-        corpus = self.corpus[name]
-        data, other = self.chance.choice(corpus), self.chance.choice(corpus)
-        if name in SEQUENCES:
-            return self.mutator.mutate_sequence(data, other)
-        return self.mutator.mutate(data, other)
-
-    def attempt(self, name: str, data: bytes) -> Failure | None:
-        """Run one input; keep it if it reached something new."""
-        self.inputs[name] += 1
-        try:
-            reached = TARGET_FUNCTIONS[name](data)
-        except Exception:  # noqa: BLE001 (whatever it is, it is what we are looking for)
-            return Failure(name, data, traceback.format_exc())
-        if reached - self.seen[name]:
-            self.seen[name] |= reached
-            corpus = self.corpus[name]
-            if len(corpus) < CORPUS:
-                corpus.append(data)
-        return None
-
-    def report(self) -> str:
-        """Return a table of what was done."""
-        lines = [f"{'target':<14}{'inputs':>10}{'outcomes':>10}{'corpus':>10}"]
-        lines += [
-            f"{name:<14}{self.inputs[name]:>10,}{len(self.seen[name]):>10}"
-            f"{len(self.corpus[name]):>10}"
-            for name in self.targets
-        ]
-        return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
-    parser.add_argument("--target", choices=TARGET_FUNCTIONS, action="append")
-    parser.add_argument("--replay", nargs=2, metavar=("TARGET", "HEX"))
-    options = parser.parse_args(arguments)
-    if options.replay:
-        name, text = options.replay
-        sys.stdout.write(f"{sorted(TARGET_FUNCTIONS[name](bytes.fromhex(text)))}\n")
-        return 0
-    sys.stdout.write(f"seed {options.seed}\n")
-    campaign = Campaign(options.seed, options.target or list(TARGET_FUNCTIONS))
-    failure = None
-    with suppress(KeyboardInterrupt):
-        failure = campaign.run(options.seconds)
-    sys.stdout.write(campaign.report())
-    if failure is not None:
-        sys.stdout.write(f"FAILED\n{failure}")
-        return 1
-    return 0
+    return run(Campaign, arguments)
 
 
 if __name__ == "__main__":

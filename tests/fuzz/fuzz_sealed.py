@@ -5,26 +5,26 @@
 
 Inputs start as what an honest peer sends, since chance is fixed here: whole conversations, with
 renewals and datagrams under each key. They are changed by their structure: operations doubled,
-dropped, swapped, their bytes falsified, two inputs spliced. What reaches something new joins the
-inputs to start from, as in `fuzz_messages.py`. The contract: a frame that breaks the rules raises
-RemoteProtocolError and nothing else does, whatever comes; what is delivered was sealed by the peer,
-and is delivered once. Exit status 1 and the input in hexadecimal when that is broken; the same seed
-finds it again.
+dropped, swapped, their bytes falsified, two inputs spliced. The contract: a frame that breaks the
+rules raises RemoteProtocolError and nothing else does, whatever comes; what is delivered was sealed
+by the peer, and is delivered once. `campaign.py` tells how a run goes on, and what comes of an
+input that breaks the contract.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import re
-import struct
 import sys
-import time
-import traceback
-from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+if __name__ == "__main__":  # a script finds what lies beside it, but not its own package
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from fuzz import campaign
+from fuzz.campaign import OPERATION, Features, Target, pack, run, split_operations
 from nat_traverse.errors import RemoteProtocolError
 from nat_traverse.tunnel.keying import PACE, RENEW_AFTER, Keying
 from nat_traverse.tunnel.sealing import Cipher
@@ -32,14 +32,10 @@ from nat_traverse.wire import sealed
 from nat_traverse.wire.control import Frame
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-CORPUS = 2000  # starting points kept for each target
-LONGEST = 8192  # bytes of one input
 SIZE = 44  # bytes of a datagram here
 CONTENTS = frozenset(b"genuine %04d" % number for number in range(10_000))
-
-Features = set[str]
 
 
 # -- targets: each returns what the input reached, as words ---------------------------------------
@@ -52,14 +48,14 @@ def offer(data: bytes) -> Features:
         try:
             found = decode(data)
         except RemoteProtocolError as error:
-            reached.add(beginning(str(error)))
+            reached.add(without_numbers(str(error)))
         else:
             assert sealed.encode_offer(found) == data
             reached.add(f"{decode.__name__} {len(found.ciphers)}")
     try:
         assert sealed.encode_epoch(sealed.decode_epoch(data)) == data
     except RemoteProtocolError as error:
-        reached.add(beginning(str(error)))
+        reached.add(without_numbers(str(error)))
     else:
         reached.add("epoch")
     return reached
@@ -116,7 +112,7 @@ def keying(data: bytes, *, is_client: bool) -> Features:
                 machine.receive_frame(operation.kind, operation.data, now)
             except RemoteProtocolError as error:
                 # The session is over, and so is what is asked of the machine.
-                return reached | {beginning(str(error)), f"after {len(reached)}"}
+                return reached | {without_numbers(str(error)), f"after {len(reached)}"}
         for kind, _ in machine.frames():
             reached.add(f"sent {Frame(kind).name}")
         assert len(machine.names) <= 3
@@ -126,14 +122,13 @@ def keying(data: bytes, *, is_client: bool) -> Features:
     return reached | {f"counts {[min(count, 3) for count in counts]}"}
 
 
-def beginning(text: str) -> str:
-    """Return an error's words without the numbers in it."""
-    return re.sub(r"\d+", "", text)
+def without_numbers(text: str) -> str:
+    """Return a complaint without its occasion, which often stands in the middle here."""
+    return re.sub(r"0x[\da-f]+|\d+", "", text)
 
 
-# -- operations, in bytes: kind (1), pause (1), length (2), data ----------------------------------
+# -- operations on a machine, of which the first byte tells the kind ------------------------------
 
-_OPERATION = struct.Struct("!BBH")
 DATAGRAMS = 0xFF  # a kind that no frame has: the size of a datagram (1), then a run
 # Indexed by the pause's byte.
 _PAUSES = (0.0, 0.001, PACE, 4.0, 31.0, RENEW_AFTER, 181.0)
@@ -148,28 +143,11 @@ class Operation(NamedTuple):
     data: bytes
 
 
-def pack(kind: int, pause: int, data: bytes) -> bytes:
-    """Write one operation down."""
-    return _OPERATION.pack(kind, pause, len(data)) + data
-
-
 def unpack(data: bytes) -> Iterator[Operation]:
     """Read operations from any bytes at all."""
     for each in split_operations(data):
-        kind, pause, _ = _OPERATION.unpack_from(each)
-        yield Operation(kind, _PAUSES[pause % len(_PAUSES)], each[_OPERATION.size :])
-
-
-def split_operations(data: bytes) -> list[bytes]:
-    """Return the operations of a sequence, each in its own bytes."""
-    found = []
-    at = 0
-    while at + _OPERATION.size <= len(data):
-        _, _, length = _OPERATION.unpack_from(data, at)
-        end = at + _OPERATION.size + length
-        found.append(data[at:end])
-        at = end
-    return found
+        kind, pause, _ = OPERATION.unpack_from(each)
+        yield Operation(kind, _PAUSES[pause % len(_PAUSES)], each[OPERATION.size :])
 
 
 # -- what to start from ---------------------------------------------------------------------------
@@ -220,7 +198,7 @@ def conversations() -> tuple[list[bytes], list[bytes]]:
 def offers() -> list[bytes]:
     """Return the values of all kinds of frames."""
     return [
-        operation[_OPERATION.size :]
+        operation[OPERATION.size :]
         for side in conversations()
         for operation in split_operations(side[-1])
         if operation[0] != DATAGRAMS
@@ -230,7 +208,7 @@ def offers() -> list[bytes]:
 def runs() -> list[bytes]:
     """Return runs of datagrams, with their sizes."""
     return [
-        operation[_OPERATION.size :]
+        operation[OPERATION.size :]
         for side in conversations()
         for operation in split_operations(side[-1])
         if operation[0] == DATAGRAMS
@@ -239,189 +217,73 @@ def runs() -> list[bytes]:
 
 # -- mutation -------------------------------------------------------------------------------------
 
-_INTERESTING = (0, 1, 2, 3, 4, 16, 31, 32, SIZE, 0x7F, 0x80, 0xFF)
 _KINDS = (*range(0x20, 0x25), DATAGRAMS)
 
 
-class Mutator:
-    """Makes new inputs of old ones, by chance and by structure."""
+class Mutator(campaign.Mutator):
+    """Knows the operations on a machine, and the datagrams in a run."""
 
-    def __init__(self, chance: random.Random) -> None:
-        self.chance = chance
+    interesting = (0, 1, 2, 3, 4, 16, 31, 32, SIZE, 0x7F, 0x80, 0xFF)
+    piece = SIZE
+    longest = 8192  # a run has many datagrams
+    most = 60  # so that it can go beyond a renewal
 
-    def mutate(self, data: bytes, other: bytes) -> bytes:
-        """Return `data` after one to four changes; `other` is there to splice with."""
-        for _ in range(self.chance.choice((1, 1, 1, 2, 2, 3, 4))):
-            data = self.change(data, other)
-        return data[:LONGEST]
+    def parts(self, data: bytes) -> list[bytes]:
+        """Return the operations."""
+        return split_operations(data)
 
-    def mutate_sequence(self, data: bytes, other: bytes) -> bytes:
-        """Change a sequence of operations: one of them, their order, or any byte."""
+    def mutate_part(self, part: bytes, other: bytes) -> bytes:
+        """Change an operation: its kind, the pause before it, the order in a run, or its bytes."""
         chance = self.chance
-        if chance.random() < 0.05:
-            return self.mutate(data, other)
-        ours, theirs = split_operations(data), split_operations(other)
-        if not ours:
-            return other
-        at = chance.randrange(len(ours))
-        kind, pause, _ = _OPERATION.unpack_from(ours[at])
-        body = ours[at][_OPERATION.size :]
-        match chance.randrange(9):
+        kind, pause, _ = OPERATION.unpack_from(part)
+        body = part[OPERATION.size :]
+        match chance.randrange(5):
             case 0:
-                del ours[at]
-            case 1 | 2:
-                ours.insert(chance.randrange(len(ours) + 1), ours[at])
-            case 3:
-                ours[at:] = theirs[chance.randint(0, len(theirs)) :]
-            case 4:
-                ours[at] = pack(kind, chance.randrange(len(_PAUSES)), body)
-            case 5:
-                ours[at] = pack(chance.choice(_KINDS), pause, body)
-            case 6 if kind == DATAGRAMS:
-                ours[at] = pack(kind, pause, body[:1] + self.shuffle(body[1:]))
+                return pack(kind, chance.randrange(len(_PAUSES)), body)
+            case 1:
+                return pack(chance.choice(_KINDS), pause, body)
+            case 2 if kind == DATAGRAMS:
+                return pack(kind, pause, body[:1] + self.shuffle(body[1:]))
             case _:
-                spare = theirs[0][_OPERATION.size :] if theirs else b""
-                ours[at] = pack(kind, pause, self.mutate(body, spare))
-        return b"".join(ours[:60])
+                return pack(kind, pause, self.mutate(body, other[OPERATION.size :]))
 
     def shuffle(self, run: bytes) -> bytes:
         """Change the order of the datagrams of a run, with some doubled and some dropped."""
         datagrams = [run[at : at + SIZE] for at in range(0, len(run), SIZE)]
         return b"".join(self.chance.choices(datagrams, k=len(datagrams) + 1)) if datagrams else run
 
-    def change(self, data: bytes, other: bytes) -> bytes:
-        """Make one change."""
-        chance = self.chance
-        at = chance.randint(0, len(data))
-        match chance.randrange(6):
-            case 0:  # turn a bit
-                new = bytes([data[at] ^ 1 << chance.randrange(8)]) if at < len(data) else b"\0"
-            case 1:  # a byte that may mean something
-                new = bytes([chance.choice(_INTERESTING)])
-            case 2:  # put some bytes in
-                return data[:at] + chance.randbytes(chance.randint(1, 50)) + data[at:]
-            case 3:  # take some out
-                return data[:at] + data[at + chance.randint(1, 50) :]
-            case 4:  # double a piece
-                return data[:at] + data[at : at + chance.randint(1, 2 * SIZE)] + data[at:]
-            case _:  # go on with another input, or end
-                return data[:at] + (other[at:] if chance.random() < 0.7 else b"")
-        return data[:at] + new + data[at + 1 :]
-
 
 # -- running --------------------------------------------------------------------------------------
 
-TARGET_FUNCTIONS: dict[str, Callable[[bytes], Features]] = {
+TARGET_FUNCTIONS: dict[str, Target] = {
     "offer": offer,
     "split": split,
     "client": client,
     "server": server,
 }
-SEQUENCES = frozenset({"client", "server"})
 
 
-class Failure(NamedTuple):
-    """An input that broke the contract."""
+class Campaign(campaign.Campaign):
+    """A campaign over what reads sealed datagrams, and frames about keys."""
 
-    target: str
-    data: bytes
-    error: str
+    functions = TARGET_FUNCTIONS
+    sequences = frozenset({"client", "server"})
+    mutator_type = Mutator
 
-    def __str__(self) -> str:
-        return (
-            f"{self.error}\nreproduce: python tests/fuzz/fuzz_sealed.py"
-            f" --replay {self.target} {self.data.hex()}\n"
-        )
-
-
-class Campaign:
-    """One run over some targets, all in turn."""
-
-    def __init__(self, seed: int, targets: Sequence[str]) -> None:
-        self.chance = random.Random(seed)
-        self.mutator = Mutator(self.chance)
-        self.targets = targets
+    def starts(self) -> dict[str, list[bytes]]:
+        """Return what an honest peer sends."""
         heard_by_client, heard_by_server = conversations()
-        starts = {
+        return {
             "offer": offers(),
             "split": runs(),
             "client": heard_by_client,
             "server": heard_by_server,
         }
-        self.corpus = {name: starts[name] for name in targets}
-        self.seen: dict[str, Features] = {name: set() for name in targets}
-        self.inputs: Counter[str] = Counter()
-
-    def run(self, seconds: float) -> Failure | None:
-        """Go on for `seconds`; return the first failure, or None."""
-        for name in self.targets:
-            for data in list(self.corpus[name]):
-                failure = self.attempt(name, data)
-                if failure is not None:
-                    return failure
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            for name in self.targets:
-                failure = self.attempt(name, self.next_input(name))
-                if failure is not None:
-                    return failure
-        return None
-
-    def next_input(self, name: str) -> bytes:
-        """Return something new to try."""
-        corpus = self.corpus[name]
-        data, other = self.chance.choice(corpus), self.chance.choice(corpus)
-        if name in SEQUENCES:
-            return self.mutator.mutate_sequence(data, other)
-        return self.mutator.mutate(data, other)
-
-    def attempt(self, name: str, data: bytes) -> Failure | None:
-        """Run one input; keep it if it reached something new."""
-        self.inputs[name] += 1
-        try:
-            reached = TARGET_FUNCTIONS[name](data)
-        except Exception:  # noqa: BLE001 (whatever it is, it is what we are looking for)
-            return Failure(name, data, traceback.format_exc())
-        if reached - self.seen[name]:
-            self.seen[name] |= reached
-            corpus = self.corpus[name]
-            if len(corpus) < CORPUS:
-                corpus.append(data)
-        return None
-
-    def report(self) -> str:
-        """Return a table of what was done."""
-        lines = [f"{'target':<14}{'inputs':>10}{'outcomes':>10}{'corpus':>10}"]
-        lines += [
-            f"{name:<14}{self.inputs[name]:>10,}{len(self.seen[name]):>10}"
-            f"{len(self.corpus[name]):>10}"
-            for name in self.targets
-        ]
-        return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
-    parser.add_argument("--target", choices=TARGET_FUNCTIONS, action="append")
-    parser.add_argument("--replay", nargs=2, metavar=("TARGET", "HEX"))
-    options = parser.parse_args(arguments)
-    if options.replay:
-        name, text = options.replay
-        sys.stdout.write(f"{sorted(TARGET_FUNCTIONS[name](bytes.fromhex(text)))}\n")
-        return 0
-    sys.stdout.write(f"seed {options.seed}\n")
-    campaign = Campaign(options.seed, options.target or list(TARGET_FUNCTIONS))
-    failure = None
-    with suppress(KeyboardInterrupt):
-        failure = campaign.run(options.seconds)
-    sys.stdout.write(campaign.report())
-    if failure is not None:
-        sys.stdout.write(f"FAILED\n{failure}")
-        return 1
-    return 0
+    return run(Campaign, arguments)
 
 
 if __name__ == "__main__":

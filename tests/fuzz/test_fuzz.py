@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import subprocess
 import sys
@@ -14,10 +15,8 @@ from fuzz import fuzz_messages, fuzz_packets, fuzz_sealed
 from nat_traverse.errors import RemoteProtocolError
 from nat_traverse.wire import hello as wire
 
-CAMPAIGNS = (fuzz_messages, fuzz_packets, fuzz_sealed)
-SCRIPTS = tuple(
-    Path(__file__).with_name(f"{each.__name__.rpartition('.')[2]}.py") for each in CAMPAIGNS
-)
+FUZZERS = (fuzz_messages, fuzz_packets, fuzz_sealed)
+SCRIPTS = tuple(Path(inspect.getfile(each)) for each in FUZZERS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -35,7 +34,7 @@ def test_five_seconds_of_fuzzing(script: Path) -> None:
     assert f"seed {seed}" in run.stdout
 
 
-@pytest.mark.parametrize("fuzz", CAMPAIGNS, ids=lambda fuzz: fuzz.__name__)
+@pytest.mark.parametrize("fuzz", FUZZERS, ids=lambda fuzz: fuzz.__name__)
 def test_a_seed_repeats_the_run(fuzz: Any) -> None:
     inputs = []
     for _ in range(2):
@@ -57,14 +56,22 @@ def test_a_broken_parser_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         wire.decode(failure.data)  # it is no message, and the sound parser says so
 
 
-def test_a_failure_is_told_with_its_input(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("fuzz", FUZZERS, ids=lambda fuzz: fuzz.__name__)
+def test_a_failure_is_told_with_what_runs_it_again(
+    fuzz: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(data: bytes) -> set[str]:
         raise ZeroDivisionError(data)
 
-    monkeypatch.setitem(fuzz_messages.TARGET_FUNCTIONS, "target", fails)
-    assert fuzz_messages.main(["--target", "target", "--seconds", "1", "--seed", "1"]) == 1
+    target = list(fuzz.TARGET_FUNCTIONS)[-1]
+    first = fuzz.Campaign(1, [target]).corpus[target][0]
+    monkeypatch.setitem(fuzz.TARGET_FUNCTIONS, target, fails)
+    assert fuzz.main(["--target", target, "--seconds", "1", "--seed", "1"]) == 1
     said = capsys.readouterr().out
     assert "ZeroDivisionError" in said
-    assert f"--replay target {fuzz_messages.TARGETS[0].hex()}" in said
+    _, _, command = said.partition("reproduce: python ")
+    script, *arguments = command.split()
+    assert Path(__file__).parents[2] / script == Path(fuzz.__file__)
+    assert arguments == ["--replay", target, first.hex()]
+    with pytest.raises(ZeroDivisionError):
+        fuzz.main(arguments)
