@@ -15,6 +15,7 @@
      │    └── DeniedError      13   the right for that, or to become another user, is missing
      ├── NotAgreedError        9    both want a VPN, and not the same one: addresses, networks
      ├── WireGuardError        1    a command of WireGuard's failed (in `carry.wg_device`)
+     │    └── GoneError        1    its device is gone: tried again, if it was ours (the same)
      ├── LabError              1    the demo's network could not be built (in `lab.namespace`)
      └── ProtocolError
           ├── RemoteProtocolError  the peer (or a stranger) sent something that is no message

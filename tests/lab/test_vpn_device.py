@@ -120,6 +120,43 @@ connection.close()
 print(hashlib.sha256(data).hexdigest(), flush=True)
 """
 
+# Takes the MTU of a device down and up again, and says what came out of it.
+RISING = """\
+import json, sys
+from ipaddress import ip_interface, ip_network
+from nat_traverse.net.rtnetlink import Network
+from nat_traverse.net.tun import MAX_FRAME, Tun
+with Tun() as device, Network() as network:
+    network.keep_quiet(device.index)
+    network.add_address(device.index, ip_interface("10.7.0.1/24"))
+    network.set_mtu(device.index, 1200)
+    network.set_up(device.index)
+    network.add_route(ip_network("192.168.7.0/24"), device.index)
+    for mtu in (1400, 1279, 1280):
+        network.set_mtu(device.index, mtu)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    stray = device.read_into(bytearray(MAX_FRAME))
+    network.add_address(device.index, ip_interface("fd00:7::1/64"))
+    print(json.dumps(stray), flush=True)
+    sys.stdin.readline()
+"""
+
+# What a run does about routes that it finds: says which are ours, how it would go without these.
+FINDER = """\
+import json, sys
+from ipaddress import ip_address, ip_network
+from nat_traverse.net.rtnetlink import Network
+with Network() as network:
+    for each in sys.argv[1:]:
+        found = network.is_ours(ip_network(each))
+        without = found and (ip_network(each), found)
+        way = network.route_to(ip_address(each), besides=99, without=without)
+        if found:
+            network.delete_route(ip_network(each), found.device, gateway=found.gateway)
+        print(json.dumps([str(route and route.gateway) for route in (found, way)]))
+"""
+
 WANTED: dict[str, Any] = {
     "name": "nat%d",
     "mtu": 1380,
@@ -285,6 +322,74 @@ def test_a_route_of_somebody_else_is_not_replaced(space: Namespace) -> None:
         program.process.wait(PATIENCE)
     assert routes(space) == before
     assert "nat0" not in devices(space)
+
+
+def test_a_network_that_another_device_has(space: Namespace) -> None:
+    with held(space, routes=[]) as first:
+        assert first.answer()["name"] == "nat0"
+        before = routes(space)
+        for network in ("10.7.0.2/24", "fd00:7::2/64"):
+            with held(space, routes=[], addresses=["10.9.0.1/24", network]) as second:
+                answer = second.answer()
+                assert answer["error"] == "DeviceError"
+                assert "is the network of nat0 already" in answer["text"]
+                second.process.wait(PATIENCE)
+        assert routes(space) == before
+        assert devices(space) == {"lo", "nat0"}
+
+
+def test_a_route_of_a_run_that_was_killed(space: Namespace) -> None:
+    run_scripts([(space, UPLINK + "ip route add 198.51.100.8 via 172.16.0.8\n")])
+    before = routes(space)
+    with held(space, peers=["198.51.100.9", "2001:db8::9"]) as program:
+        assert program.answer()["name"] == "nat0"
+    left = {("198.51.100.9", "eth0", "172.16.0.1"), ("2001:db8::9", "eth0", "fd01::1")}
+    assert routes(space) == before | left
+    ran = space.run([sys.executable, "-c", FINDER, "198.51.100.8", "198.51.100.9", "2001:db8::9"])
+    assert list(map(json.loads, ran.stdout.splitlines())) == [
+        ["None", "172.16.0.8"],  # the user's own
+        ["172.16.0.1", "172.16.0.1"],
+        ["fd01::1", "fd01::1"],
+    ]
+    assert routes(space) == before
+
+
+def test_a_route_without_a_carrier_is_no_way(space: Namespace) -> None:
+    second = UPLINK.replace("eth0", "eth2").replace("eth1", "eth3").replace("172.16.0", "172.17.0")
+    second = second.replace("fd01:", "fd02:").replace("100", "200").replace("2048", "4096")
+    run_scripts([(space, UPLINK + second + "ip link set eth1 down\n")])
+    # IPv6 takes a moment until it knows.
+    eventually(
+        lambda: all(
+            "linkdown" in each["flags"] for each in ip(space, "route", "show", "dev", "eth0")
+        ),
+        "the carrier is gone",
+    )
+    ran = space.run([sys.executable, "-c", FINDER, "198.51.100.9", "2001:db8::9"])
+    assert list(map(json.loads, ran.stdout.splitlines())) == [
+        ["None", "172.17.0.1"],
+        ["None", "fd02::1"],
+    ]
+
+
+def test_ipv6_that_comes_with_the_mtu_is_quiet(space: Namespace) -> None:
+    program = Program(space, RISING)
+    try:
+        assert program.line() == "ready"
+        (details,) = ip(space, "-details", "link", "show", "dev", "nat0")
+        assert (details["mtu"], details["inet6_addr_gen_mode"]) == (1280, "none")
+        assert details["operstate"] == "UP"
+        assert {"UP", "LOWER_UP"} <= set(details["flags"])
+        (before,) = ip(space, "addr", "show", "dev", "nat0")
+        assert [each["local"] for each in before["addr_info"]] == ["10.7.0.1"]
+        assert ("192.168.7.0/24", "nat0", None) in routes(space)
+        program.go_on()
+        assert program.answer() is None  # no packet
+        (after,) = ip(space, "addr", "show", "dev", "nat0")
+        assert [each["local"] for each in after["addr_info"]] == ["10.7.0.1", "fd00:7::1"]
+    finally:
+        program.process.kill()
+        program.end()
 
 
 @pytest.mark.parametrize(("disabled", "mtu"), [(1, 1380), (0, 1279)])

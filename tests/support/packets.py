@@ -1,17 +1,30 @@
 """Packets of TCP and UDP with right checksums, and what a kernel makes of a frame of a TUN device.
 
-Nothing here uses the code under test. Checksums are summed word by word, as RFC 1071 describes it.
+Nothing of that uses the code under test. Checksums are summed word by word, as RFC 1071 describes
+it. What does use it stands at the end: a Cutter and a Joiner as most of their tests want them.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from nat_traverse.tunnel.cutting import Cutter
+from nat_traverse.tunnel.joining import Joiner
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nat_traverse.wire.ip import Buffer
 
 FIN, SYN, PSH, ACK, CWR = 0x01, 0x02, 0x08, 0x10, 0x80
 TCP, UDP = 6, 17
 NEEDS_CHECKSUM = 1
 GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_ECN = 1, 4, 5, 0x80
+
+LARGEST = 1368  # bytes of a plaintext in a datagram of 1,400 bytes
+# Nothing may be in both: each byte of the payload tells where it comes from.
+PAYLOAD = struct.pack("!16250I", *range(16250))
 
 _VIRTIO = struct.Struct("=BBHHHH")
 _CHECKSUM_AT = {TCP: 16, UDP: 6}
@@ -298,3 +311,29 @@ def _complete(packet: bytes, headers: Headers) -> bytes:
     checksum = (~words(changed[headers.start :]) & 0xFFFF) or 0xFFFF
     changed[at : at + 2] = checksum.to_bytes(2, "big")
     return bytes(changed)
+
+
+# -- the code under test --------------------------------------------------------------------------
+
+
+def cut(frame: bytes, largest: int = LARGEST) -> list[bytes]:
+    """Return the plaintexts of a frame, of all its trains."""
+    return [part for train in Cutter(largest).cut(memoryview(frame)) for part in train]
+
+
+def join(parts: list[bytes]) -> list[bytes]:
+    """Return the frames that are written, where nothing may be dropped."""
+    joiner = Joiner(admit)
+    found = frames(joiner.join(parts))
+    assert not joiner.dropped
+    return found
+
+
+def frames(written: Iterable[list[Buffer]]) -> list[bytes]:
+    """Return what a Joiner wants written, each frame in one piece."""
+    return [b"".join(buffers) for buffers in written]
+
+
+def admit(_source: bytes, _destination: bytes) -> bool:
+    """Let a packet in, wherever it says it is from."""
+    return True

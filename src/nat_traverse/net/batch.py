@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import socket
 import struct
@@ -112,7 +113,8 @@ class Batch:
         # Without giving up the interpreter's lock: the call never waits. And without `argtypes`,
         # whose conversions cost as much as the call: of its arguments only one is no int.
         self._call: Any = ctypes.PyDLL(None, use_errno=True).recvmmsg
-        payloads = memoryview(bytearray(MOST * _STRIDE))
+        # No `bytearray`, which writes zeros into all of it.
+        payloads = memoryview(mmap.mmap(-1, MOST * _STRIDE))
         self._payloads = [payloads[number * _STRIDE :][:MAX_DATAGRAM] for number in range(MOST)]
         self._pieces = self._payloads  # all cut to one size, which is that of most
         self._piece_size = MAX_DATAGRAM

@@ -41,6 +41,7 @@ _NLMSG_DONE: Final = 3
 
 _NLM_F_REQUEST: Final = 0x01
 _NLM_F_ACK: Final = 0x04
+_NLM_F_DUMP_INTR: Final = 0x10  # what is listed has changed meanwhile: some of it may be missing
 _NLM_F_DUMP: Final = 0x300
 _NLM_F_ACK_TLVS: Final = 0x200  # of an acknowledgement: attributes follow, the kernel's words
 
@@ -63,6 +64,10 @@ _BUFFER: Final = 65_536
 # Seconds for an answer, which is there when `send` returns. Never reached; but a kernel that gives
 # none must not stop the program for ever.
 _PATIENCE: Final = 5.0
+
+# How often a list that changed while it was read is asked for. Where routes change all the time,
+# the last one has to do: it is right but for one of those that were just changed.
+_TRIES: Final = 5
 
 
 class Message(NamedTuple):
@@ -128,11 +133,17 @@ class Netlink:
 
         Raises `OSError`: its `errno` is the kernel's, its `strerror` has the kernel's words.
         """
-        return self._ask(kind, body, flags | _NLM_F_ACK)
+        answers, _ = self._ask(kind, body, flags | _NLM_F_ACK)
+        return answers
 
     def dump(self, kind: int, body: bytes) -> list[Message]:
         """Have the kernel list all there is of something. Raises `OSError` as `request` does."""
-        return self._ask(kind, body, _NLM_F_DUMP)
+        answers: list[Message] = []
+        for _ in range(_TRIES):
+            answers, is_whole = self._ask(kind, body, _NLM_F_DUMP)
+            if is_whole:
+                break
+        return answers
 
     def close(self) -> None:
         """Close the socket. Closing twice does nothing."""
@@ -144,12 +155,14 @@ class Netlink:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, kind: int, body: bytes, flags: int) -> list[Message]:
+    def _ask(self, kind: int, body: bytes, flags: int) -> tuple[list[Message], bool]:
+        """Return the kernel's answers, and whether nothing of a list can be missing."""
         self._number = number = (self._number + 1) & 0xFFFFFFFF
         size = _HEADER.size + len(body)
         header = _HEADER.pack(size, kind, flags | _NLM_F_REQUEST, number, 0)
         self._socket.send(header + body)
         answers: list[Message] = []
+        is_whole = True
         while True:
             try:
                 data, (sender, _groups) = self._socket.recvfrom(_BUFFER)
@@ -158,9 +171,10 @@ class Netlink:
             if sender != 0:
                 continue  # another process: only port 0 is the kernel
             for kind_, flags_, payload in messages_in(data, number):
+                is_whole = is_whole and not flags_ & _NLM_F_DUMP_INTR
                 if kind_ in (_NLMSG_ERROR, _NLMSG_DONE):
                     _raise_for(payload, has_words=bool(flags_ & _NLM_F_ACK_TLVS), kind=kind_)
-                    return answers
+                    return answers, is_whole
                 fixed = self._fixed.get(kind_, 0)
                 answers.append(Message(kind_, payload[:fixed], attributes_in(payload[fixed:])))
 

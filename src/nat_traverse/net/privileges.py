@@ -72,6 +72,13 @@ def lacks_net_admin(doing: str) -> DeniedError:
     )
 
 
+def check_user(user: str) -> None:
+    """Raise what `drop_to` would raise if there is no such user, or this one may not become it."""
+    account = _account(user)
+    if os.geteuid() not in (_ROOT, account.pw_uid):
+        raise _only_root(user)
+
+
 def drop_to(user: str, keep: AbstractSet[str] = frozenset()) -> None:
     """Become `user` for good, with no capability but those in `keep` (names in CAPABILITIES).
 
@@ -184,6 +191,10 @@ def _explained(error: OSError, user: str) -> DeniedError:
             f"This process may not become {user} ({error.strerror}), although it is root: its"
             " container or service lacks CAP_SETUID and CAP_SETGID, or maps no such user."
         )
+    return _only_root(user)
+
+
+def _only_root(user: str) -> DeniedError:
     return DeniedError(
         f"Only root may become {user}, and this is {_name_of(os.geteuid())}: start it with sudo,"
         " or leave --user out."

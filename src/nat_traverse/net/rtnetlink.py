@@ -2,7 +2,8 @@
 
 Everything here is refused or done before the call returns, and what is there already is never
 replaced. A device takes its addresses and routes along when it goes; only a route through another
-device (the peer's own address, past the VPN) has to be deleted by whoever added it.
+device (the peer's own address, past the VPN) has to be deleted by whoever added it. All routes are
+marked as this program's, so that the next run finds what one that was killed has left.
 """
 
 from __future__ import annotations
@@ -45,10 +46,13 @@ _NUMBER: Final = struct.Struct("=I")
 # struct ifinfomsg: family, padding, type, index, flags, and which of the flags to change.
 _LINK: Final = struct.Struct("=BxHiII")
 _IFLA_MTU: Final = 4
+_IFLA_OPERSTATE: Final = 16
 _IFLA_AF_SPEC: Final = 26
 _IFLA_INET6_ADDR_GEN_MODE: Final = 8
 _ADDR_GEN_MODE_NONE: Final = b"\x01"
 _IFF_UP: Final = 1
+# Operational states (RFC 2863): of a link that is not to be used yet, and of one that is.
+_DORMANT, _UP = b"\x05", b"\x06"
 
 # struct ifaddrmsg: family, prefix length, flags, scope, index.
 _ADDRESS: Final = struct.Struct("=BBBBI")
@@ -68,7 +72,9 @@ _RTA_PREFSRC: Final = 7
 _RTA_MULTIPATH: Final = 9
 _RTA_VIA: Final = 18
 _TABLE_MAIN: Final = 254
-_PROTOCOL_STATIC: Final = 4  # made by an administrator, so that no routing daemon removes it
+# Made by this program. Numbers above the one for administrators (4) mean nothing to the kernel.
+# This is no routing daemon's (/etc/iproute2/rt_protos), and those remove only their own.
+_PROTOCOL: Final = 0x4E
 _SCOPE_UNIVERSE: Final = 0
 _SCOPE_LINK: Final = 253
 _SCOPE_ANY: Final = 255  # RT_SCOPE_NOWHERE, which a deletion compares with nothing
@@ -77,6 +83,8 @@ _TYPE_LOCAL: Final = 2
 # The gateway is on this link even if no route says so: some providers give a host the address
 # alone, with a gateway outside of it, and the kernel has named gateway and device together.
 _ONLINK: Final = 4
+# Flags of a route, or of a hop of several: its device is gone, or has no carrier.
+_DEAD: Final = 1 | 16
 
 # struct rtnexthop: length, flags, hops, index; attributes follow.
 _NEXT_HOP: Final = struct.Struct("=HBBi")
@@ -114,6 +122,9 @@ class _Entry(NamedTuple):
     network: IPNetwork
     metric: int
     route: Route
+    is_ours: bool
+    is_link: bool
+    is_dead: bool
 
 
 def link_index(name: str) -> int | None:
@@ -135,9 +146,24 @@ class Network:
         self._netlink = Netlink({_RTM_NEWROUTE: _ROUTE.size})
 
     def set_mtu(self, index: int, mtu: int) -> None:
-        """Let the device send packets of at most `mtu` bytes, IP header included."""
-        body = _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0) + _number(_IFLA_MTU, mtu)
-        self._change(f"Giving {_name(index)} an MTU of {mtu}", _RTM_SETLINK, body)
+        """Let the device send packets of at most `mtu` bytes, IP header included.
+
+        Below 1,280 it has no IPv6. When it gets that back, it is as quiet as after `keep_quiet`.
+        """
+        doing = f"Giving {_name(index)} an MTU of {mtu}"
+        change = _number(_IFLA_MTU, mtu)
+        if mtu < _IPV6_LEAST_MTU or self._silence(index, doing):
+            self._set_link(index, change, doing)
+            return
+        # At once with this MTU the kernel makes the device's IPv6 anew, addresses and all. Not on
+        # a link that is not ready, which for IPv4 makes no difference; then there is time to say
+        # that it should make none.
+        self._set_link(index, attribute(_IFLA_OPERSTATE, _DORMANT), doing)
+        try:
+            self._set_link(index, change, doing)
+            self._silence(index, doing)
+        finally:
+            self._set_link(index, attribute(_IFLA_OPERSTATE, _UP), doing)
 
     def keep_quiet(self, index: int) -> None:
         """Have the kernel make no link-local IPv6 address of its own on the device.
@@ -145,14 +171,7 @@ class Network:
         It would send for a router from it, to the peer, again and again. To be called while the
         device is down.
         """
-        mode = attribute(_IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE)
-        spec = nested(_IFLA_AF_SPEC, [nested(socket.AF_INET6, [mode])])
-        try:
-            self._netlink.request(_RTM_SETLINK, _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0) + spec)
-        except OSError as error:
-            # There is no IPv6 in this kernel or on this device, so nothing to be kept quiet.
-            if error.errno not in (errno.EAFNOSUPPORT, errno.EINVAL):
-                raise _explained(error, f"Switching off what {_name(index)} sends") from error
+        self._silence(index, f"Switching off what {_name(index)} sends")
 
     def set_up(self, index: int) -> None:
         """Switch the device on."""
@@ -160,8 +179,12 @@ class Network:
         self._change(f"Switching {_name(index)} on", _RTM_SETLINK, body)
 
     def add_address(self, index: int, interface: IPInterface) -> None:
-        """Give the device an address, and with its prefix the network that is behind it."""
+        """Give the device an address, and with its prefix the network that is behind it.
+
+        No other device may have that very network: of the two the kernel would use the other one.
+        """
         doing = f"Giving {_name(index)} the address {interface}"
+        self._check_network(index, interface.network, doing)
         packed = interface.ip.packed
         flags = _IFA_F_NODAD if interface.version == 6 else 0  # noqa: PLR2004 (IPv6)
         family = _FAMILIES[interface.version]
@@ -226,14 +249,32 @@ class Network:
             raise _explained(error, f"Deleting the route to {network}") from error
         return True
 
-    def route_to(self, address: IPAddress, *, besides: int | None = None) -> Route | None:
+    def is_ours(self, network: IPNetwork) -> Route | None:
+        """Return the route to this very network that an `add_route` made; None if there is none.
+
+        Of whichever run of this program: one that was killed leaves those through other devices.
+        """
+        for entry in self._table(network.version):
+            if entry.is_ours and entry.network == network:
+                return entry.route
+        return None
+
+    def route_to(
+        self,
+        address: IPAddress,
+        *,
+        besides: int | None = None,
+        without: tuple[IPNetwork, Route] | None = None,
+    ) -> Route | None:
         """Return the way that packets to `address` take at present; None when there is none.
 
-        `besides` is a device that is not to count. What would be used without it is then read off
-        the main table alone, as rules for other tables can't be asked about that.
+        `besides` is a device that is not to count, and `without` a network and the route to it
+        (its device and its gateway) that is not. What would be used without these is then read off
+        the main table alone, as rules for other tables can't be asked about that; routes through
+        devices that have no carrier don't count there.
         """
-        if besides is not None:
-            return self._route_in_table(address, besides)
+        if besides is not None or without is not None:
+            return self._route_in_table(address, besides, without)
         body = _ROUTE.pack(_FAMILIES[address.version], address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
         try:
             answers = self._netlink.request(
@@ -243,7 +284,7 @@ class Network:
             if error.errno in _NO_WAY:
                 return None
             raise _explained(error, f"Looking up the route to {address}") from error
-        return next((entry.route for entry in map(_entry, answers) if entry), None)
+        return next((entry.route for each in answers for entry in _entries(each)), None)
 
     def close(self) -> None:
         """Close the socket to the kernel; what was set up stays. Closing twice does nothing."""
@@ -255,38 +296,85 @@ class Network:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _silence(self, index: int, doing: str) -> bool:
+        """Do what `keep_quiet` does. False when the device has no IPv6 at present."""
+        mode = attribute(_IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE)
+        spec = nested(_IFLA_AF_SPEC, [nested(socket.AF_INET6, [mode])])
+        try:
+            self._netlink.request(_RTM_SETLINK, _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0) + spec)
+        except OSError as error:
+            # There is no IPv6 in this kernel or on this device, so nothing to be kept quiet.
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EINVAL):
+                raise _explained(error, doing) from error
+            return False
+        return True
+
+    def _set_link(self, index: int, changes: bytes, doing: str) -> None:
+        self._change(doing, _RTM_SETLINK, _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0) + changes)
+
     def _change(self, doing: str, kind: int, body: bytes) -> None:
         try:
             self._netlink.request(kind, body)
         except OSError as error:
             raise _explained(error, doing) from error
 
-    def _route_in_table(self, address: IPAddress, besides: int) -> Route | None:
+    def _check_network(self, index: int, network: IPNetwork, doing: str) -> None:
+        """Raise `DeviceError` if this very network is on another device."""
+        for entry in self._table(network.version):
+            if entry.network != network or not entry.is_link or entry.route.device == index:
+                continue
+            other = _name(entry.route.device)
+            raise DeviceError(
+                f"{doing} failed: {network} is the network of {other} already, where what is for it"
+                f" would go. Choose another network for this VPN, or remove that one; see ip addr"
+                f" show dev {other} and ip route show {network}."
+            )
+
+    def _route_in_table(
+        self, address: IPAddress, besides: int | None, without: tuple[IPNetwork, Route] | None
+    ) -> Route | None:
+        skipped = (without[0], without[1].device, without[1].gateway) if without else None
         ways = [
             entry
             for entry in self._table(address.version)
-            if address in entry.network and entry.route.device != besides
+            if address in entry.network
+            and entry.route.device != besides
+            and not entry.is_dead
+            and (entry.network, entry.route.device, entry.route.gateway) != skipped
         ]
         best = max(ways, key=lambda entry: (entry.network.prefixlen, -entry.metric), default=None)
         return best.route if best is not None else None
 
     def _whose(self, network: IPNetwork, metric: int | None) -> str:
         wanted = metric or (_IPV6_METRIC if network.version == 6 else 0)  # noqa: PLR2004 (IPv6)
-        for entry in self._table(network.version):
+        try:
+            table = self._table(network.version)
+        except DeviceError:
+            return ""  # it is there, whosever it is
+        for entry in table:
             if (entry.network, entry.metric) == (network, wanted):
                 via = f", to {entry.route.gateway}" if entry.route.gateway else ""
                 return f" (through {_name(entry.route.device)}{via})"
         return ""
 
-    def _table(self, version: int) -> Iterator[_Entry]:
-        """Yield the unicast routes of the main table that lead anywhere."""
+    def _table(self, version: int) -> list[_Entry]:
+        """Return the unicast routes of the main table that lead anywhere."""
         header = _ROUTE.pack(_FAMILIES[version], 0, 0, 0, _TABLE_MAIN, 0, 0, 0, 0)
-        for message in self._netlink.dump(_RTM_GETROUTE, header):
-            # An older kernel lists all tables, whatever it is asked for.
-            if message.fixed[4:5] == bytes([_TABLE_MAIN]):
-                entry = _entry(message)
-                if entry is not None:
-                    yield entry
+        try:
+            messages = self._netlink.dump(_RTM_GETROUTE, header)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return []  # no table, as long as there is nothing in it
+            raise _explained(error, "Reading the routes of this host") from error
+        wanted = header[:1] + header[4:5]
+        return [
+            entry
+            for message in messages
+            # An older kernel lists all tables, whatever it is asked for, and one without IPv6 what
+            # it has instead.
+            if message.fixed[:1] + message.fixed[4:5] == wanted
+            for entry in _entries(message)
+        ]
 
 
 def _route(
@@ -299,7 +387,7 @@ def _route(
         0,
         0,
         _TABLE_MAIN,
-        _PROTOCOL_STATIC,
+        _PROTOCOL,
         scope,
         _TYPE_UNICAST,
         flags,
@@ -314,32 +402,47 @@ def _route(
     return body
 
 
-def _entry(message: Message) -> _Entry | None:
-    """Return the route in a message of the kernel's; None if it leads nowhere."""
+def _entries(message: Message) -> Iterator[_Entry]:
+    """Yield the routes in a message of the kernel's: none if it leads nowhere, or several ways."""
     if message.kind != _RTM_NEWROUTE or len(message.fixed) < _ROUTE.size:
-        return None
-    family, length, _, _, _, _, _, kind, _ = _ROUTE.unpack(message.fixed)
-    has = dict(message.attributes)
-    if _RTA_MULTIPATH in has:  # several at once: the first one stands for them
-        hop = has[_RTA_MULTIPATH]
-        size, _, _, index = _NEXT_HOP.unpack_from(hop)
-        has.update(attributes_in(hop[_NEXT_HOP.size : size]))
-        has[_RTA_OIF] = _NUMBER.pack(index)
-    if kind not in (_TYPE_UNICAST, _TYPE_LOCAL) or _RTA_OIF not in has:
-        return None
-    gateway = has.get(_RTA_GATEWAY) or has.get(_RTA_VIA, b"")[_FAMILY.size :]
-    source = has.get(_RTA_PREFSRC)
+        return
+    family, length, _, _, _, protocol, scope, kind, flags = _ROUTE.unpack(message.fixed)
+    if kind not in (_TYPE_UNICAST, _TYPE_LOCAL):
+        return
     nowhere = bytes(4 if family == socket.AF_INET else 16)  # the default route has no destination
-    return _Entry(
-        ip_network((has.get(_RTA_DST, nowhere), length)),
-        _NUMBER.unpack(has.get(_RTA_PRIORITY, bytes(4)))[0],
-        Route(
-            _NUMBER.unpack(has[_RTA_OIF])[0],
-            ip_address(gateway) if gateway else None,
-            ip_address(source) if source else None,
-            kind == _TYPE_LOCAL,
-        ),
-    )
+    network = ip_network((message.attributes.get(_RTA_DST, nowhere), length))
+    for has, hop_flags in _ways(message.attributes):
+        if _RTA_OIF not in has:
+            continue
+        gateway = has.get(_RTA_GATEWAY) or has.get(_RTA_VIA, b"")[_FAMILY.size :]
+        source = has.get(_RTA_PREFSRC)
+        yield _Entry(
+            network,
+            _NUMBER.unpack(has.get(_RTA_PRIORITY, bytes(4)))[0],
+            Route(
+                _NUMBER.unpack(has[_RTA_OIF])[0],
+                ip_address(gateway) if gateway else None,
+                ip_address(source) if source else None,
+                kind == _TYPE_LOCAL,
+            ),
+            is_ours=protocol == _PROTOCOL,
+            # IPv6 has no such scope.
+            is_link=not gateway and (family != socket.AF_INET or scope == _SCOPE_LINK),
+            is_dead=bool((flags | hop_flags) & _DEAD),
+        )
+
+
+def _ways(attributes: dict[int, bytes]) -> Iterator[tuple[dict[int, bytes], int]]:
+    """Yield a route's attributes and flags, for each of the hops if it has several."""
+    hops = attributes.get(_RTA_MULTIPATH)
+    if hops is None:
+        yield attributes, 0
+        return
+    while len(hops) >= _NEXT_HOP.size:
+        size, flags, _, index = _NEXT_HOP.unpack_from(hops)
+        inside = attributes_in(hops[_NEXT_HOP.size : size])
+        yield attributes | inside | {_RTA_OIF: _NUMBER.pack(index)}, flags
+        hops = hops[max(size, _NEXT_HOP.size) :]
 
 
 def _number(kind: int, value: int) -> bytes:

@@ -3,7 +3,7 @@
 Two files are in a directory that only this user can write to: NAME.lock, which a running tunnel
 holds with flock(2), and NAME.sock, which answers each connection with one text and closes it. The
 kernel lets go of the lock with the process, however that ends, so whoever has the lock may replace
-a socket that was left behind.
+a socket that was left behind. Who is the last in the directory removes that, too.
 
 A lock that is removed at the end could be one that another process has just opened. So who has got
 the lock looks whether it is still the file of that name, and else begins anew.
@@ -17,6 +17,7 @@ import fcntl
 import os
 import socket
 import stat
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -25,8 +26,13 @@ from nat_traverse.errors import ErrnoError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_DIRECTORY_MODE: Final = 0o700
+# Root's directory has those of the system's services below it, each of which has to get through to
+# its own; what is in it is closed all the same. Nobody has anything to do in any other user's.
+_PASSABLE: Final = 0o711
+_PRIVATE: Final = 0o700
 _MODE: Final = 0o600
+# Times that the directory may vanish under our hands: each takes a tunnel that has just ended.
+_ATTEMPTS: Final = 100
 _OTHERS_MAY_WRITE: Final = 0o022
 # Bytes of an answer that are read at most: one has some hundred, and more if there are forwards.
 _LONGEST: Final = 1024 * 1024
@@ -61,8 +67,7 @@ class StatusSocket:
                 errno.ENAMETOOLONG,
             )
         try:
-            _make_directory(directory)
-            self._lock = _locked(self._lock_path, name)
+            self._lock = _claimed(directory, self._lock_path, name)
             try:
                 self._socket = _listening(self.path)
             except BaseException:
@@ -95,13 +100,17 @@ class StatusSocket:
                     os.unlink(path)  # noqa: PTH108 (a str all the way)
             os.close(self._lock)
             self._lock = -1
+            with suppress(OSError):  # others are in it, or it is not this user's to remove
+                os.rmdir(os.path.dirname(self.path))  # noqa: PTH106, PTH120 (the same)
 
 
 def ask(path: str, patience: float) -> bytes | None:
     """Return what the socket `path` answers within `patience` seconds; None if nobody is there.
 
-    A process that is stopped is there, and its answer is empty.
+    A process that is stopped is there, and its answer is empty; so is one that does not end in
+    time, or is longer than that of any tunnel.
     """
+    deadline = time.monotonic() + patience
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(patience)
         try:
@@ -112,8 +121,12 @@ def ask(path: str, patience: float) -> bytes | None:
             return None
         answer = b""
         try:
-            while len(answer) < _LONGEST and (part := sock.recv(65536)):
+            while part := sock.recv(65536):
                 answer += part
+                left = deadline - time.monotonic()
+                if left <= 0 or len(answer) > _LONGEST:
+                    return b""
+                sock.settimeout(left)
         except OSError:
             return b""
         return answer
@@ -131,10 +144,11 @@ class _Answer(asyncio.Protocol):
             transport.close()
 
 
-def _make_directory(path: str) -> None:
-    """Make the directory, or see that nobody else can put files into the one that is there."""
-    with suppress(FileExistsError):
-        os.mkdir(path, _DIRECTORY_MODE)  # noqa: PTH102 (a str all the way)
+def is_own(path: str, user: int) -> bool:
+    """Tell whether nobody but `user` can put files into the directory `path`.
+
+    Raises OSError if there is none.
+    """
     # Not through a symbolic link, which might be another user's, unless root has made it: systemd
     # does so for services with a user of their own.
     status = os.lstat(path)
@@ -142,11 +156,35 @@ def _make_directory(path: str) -> None:
         status = os.stat(path)  # noqa: PTH116 (the same)
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, "", path)
-    if status.st_uid != os.geteuid() or status.st_mode & _OTHERS_MAY_WRITE:
-        raise ErrnoError(
-            f"Cannot trust the directory {path}: others than this user may write to it.",
-            errno.EACCES,
-        )
+    return status.st_uid == user and not status.st_mode & _OTHERS_MAY_WRITE
+
+
+def _claimed(directory: str, path: str, name: str) -> int:
+    """Return the descriptor of the lock `path`, which is held; its directory is made if need be."""
+    user = os.geteuid()
+    for _ in range(_ATTEMPTS):
+        is_new = _made(directory)
+        # Whoever was the last in the directory may remove it at any moment.
+        with suppress(FileNotFoundError):
+            if is_new and user == 0:
+                os.chmod(directory, _PASSABLE)  # noqa: PTH101 (the umask may be anything)
+            elif not is_own(directory, user):
+                raise ErrnoError(
+                    f"Cannot trust the directory {directory}: others than this user may write to"
+                    f" it. If it is this user's: chmod go-w {directory}. Else let RUNTIME_DIRECTORY"
+                    " name another one.",
+                    errno.EACCES,
+                )
+            return _locked(path, name)
+    raise FileNotFoundError(errno.ENOENT, "", directory)
+
+
+def _made(directory: str) -> bool:
+    """Make the directory, unless it is there; tell whether it was made."""
+    with suppress(FileExistsError):
+        os.mkdir(directory, _PRIVATE)  # noqa: PTH102 (a str all the way)
+        return True
+    return False
 
 
 def _locked(path: str, name: str) -> int:

@@ -47,6 +47,10 @@ MAX_FRAME: Final = VNET_HEADER + 65_535
 # for numbers. What is left and not here is nothing that a shell, a log or a sysctl has to meet.
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 
+# Directories beside those of devices in /proc/sys/net/ipv4/conf: what is for one called so would be
+# for every one.
+_RESERVED: Final = frozenset({"all", "default"})
+
 _PATH: Final = "/dev/net/tun"
 
 # linux/if_tun.h. The numbers of the calls are the same on all but MIPS, PowerPC and SPARC, whose
@@ -94,6 +98,11 @@ def check_name(name: str) -> None:
         raise UsageError(
             f"No network device can be called {name!r}: at most 15 letters, digits, '_', '-' and"
             " '.', of which the first is a letter, a digit or '_'."
+        )
+    if name in _RESERVED:
+        raise UsageError(
+            f"No network device can be called {name!r}: in /proc/sys/net that stands for all of"
+            " them. Choose another name."
         )
 
 

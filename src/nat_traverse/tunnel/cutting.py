@@ -28,6 +28,11 @@ SEALING: Final = 32
 _WHOLE: Final = bytes([WHOLE])
 _PARTIAL: Final = bytes([PARTIAL])
 
+_FLAGS: Final = 13  # bytes from the start of the TCP header
+# Flags that mean something else in each part than in all: SYN has a sequence number of its own, and
+# URG's pointer counts from the segment that it is in (RFC 9293, section 3.1).
+_SYN_URG: Final = 0x22
+
 _GSO_TCP: Final = {ip.IPV4: virtio.GSO_TCPV4, ip.IPV6: virtio.GSO_TCPV6}
 
 
@@ -38,9 +43,10 @@ def _ignore(_packet: memoryview, _largest: int) -> None:
 class Cutter:
     """Cuts what is read from the device into plaintexts of at most `largest_plaintext` bytes.
 
-    `on_too_large` is called with each packet for which there is no way, and with the largest
-    that there would be one for, in bytes; the packet is to be used during the call only. If the
-    device's MTU is `mtu`, this happens only after the limit has become lower.
+    TCP is a stream, and is cut wherever it has to be. `on_too_large` is called with each packet for
+    which there is no way, and with the largest that there would be one for, in bytes; the packet is
+    to be used during the call only. If the device's MTU is `mtu`, this happens only after the limit
+    has become lower.
 
     `too_large` and `unusable` count packets: those, and frames that no kernel should hand out.
     """
@@ -75,7 +81,7 @@ class Cutter:
             if gso_type != virtio.GSO_NONE:
                 return self._cut_super(packet, gso_type & ~virtio.GSO_ECN, size)
             if WHOLE_OVERHEAD + len(packet) > self.largest_plaintext:
-                return self._refuse(packet)
+                return self._cut_packet(packet, flags, start, offset)
             if flags & virtio.NEEDS_CHECKSUM:
                 return [[_with_checksum(packet, start, offset)]]
         except RemoteProtocolError:
@@ -93,19 +99,39 @@ class Cutter:
             raise RemoteProtocolError(f"no super-packet: {gso_type}, {size}")
         room = self.largest_plaintext - PART_OVERHEAD - begin
         if size > room:
-            # TCP is a stream and may be cut anywhere, but a datagram of UDP is one.
+            # A datagram of UDP is one.
             if not is_tcp or room <= 0:
                 return self._refuse(packet)
             size = room
-        headers = bytes(packet[:begin])
-        head, join = HEAD.pack, b"".join
-        parts = [
-            join((head(PART, index, size), headers, packet[at : at + size]))
-            for index, at in enumerate(range(begin, total, size))
-        ]
-        parts[-1] = bytes((LAST,)) + parts[-1][1:]
-        limit = _train_length(PART_OVERHEAD + begin + size)
-        return [parts[at : at + limit] for at in range(0, len(parts), limit)]
+        return _parts(packet, bytes(packet[:begin]), size)
+
+    def _cut_packet(
+        self, packet: memoryview, flags: int, start: int, offset: int
+    ) -> list[list[bytes]]:
+        """Cut a packet of TCP that is too large, as if the kernel had left that to us.
+
+        With IPv6 the device takes 1,280 bytes (RFC 8200, section 5), even if the path takes less.
+        """
+        try:
+            header = ip.parse(packet)
+            begin = ip.end_of_headers(packet, header)
+        except RemoteProtocolError:
+            return self._refuse(packet)
+        at = header.transport_at
+        size = self.mtu - begin
+        if header.protocol != ip.TCP or packet[at + _FLAGS] & _SYN_URG or size <= 0:
+            return self._refuse(packet)
+        headers = bytearray(packet[:begin])
+        place = at + ip.CHECKSUM_AT[ip.TCP]
+        if not flags & virtio.NEEDS_CHECKSUM:
+            partial = ip.pseudo_sum(header, len(packet) - at)
+            # Each part gets a sum that is right, so this one has to be.
+            if (partial + ip.ones_sum(packet[at:])) % 0xFFFF:
+                return self._refuse(packet)
+            headers[place : place + 2] = partial.to_bytes(2, "big")
+        elif (start, start + offset) != (at, place):
+            return self._refuse(packet)
+        return _parts(packet, bytes(headers), size)
 
     def _refuse(self, packet: memoryview) -> list[list[bytes]]:
         self.too_large += 1
@@ -160,6 +186,19 @@ def _with_checksum(packet: memoryview, start: int, offset: int) -> bytes:
     place += WHOLE_OVERHEAD
     whole[place : place + 2] = checksum.to_bytes(2, "big")
     return bytes(whole)
+
+
+def _parts(packet: memoryview, headers: bytes, size: int) -> list[list[bytes]]:
+    """Return the trains of a super-packet's segments of `size` bytes, each behind `headers`."""
+    begin = len(headers)
+    head, join = HEAD.pack, b"".join
+    parts = [
+        join((head(PART, index, size), headers, packet[at : at + size]))
+        for index, at in enumerate(range(begin, len(packet), size))
+    ]
+    parts[-1] = bytes((LAST,)) + parts[-1][1:]
+    limit = _train_length(PART_OVERHEAD + begin + size)
+    return [parts[at : at + limit] for at in range(0, len(parts), limit)]
 
 
 def _train_length(size: int) -> int:

@@ -39,6 +39,10 @@ _SHORTEST: Final = WHOLE_OVERHEAD + ip.IPV4_HEADER
 # joins (UDP_GRO_CNT_MAX), so that no program gets more at once than it is used to.
 MOST_DATAGRAMS: Final = 64
 
+# How many parts become one. `writev` takes at most 1,024 pieces (IOV_MAX), of which the headers are
+# one. Only segments of less than 66 bytes come in such numbers.
+MOST_PARTS: Final = 1000
+
 # What has to be the same in those, by where their UDP header begins: everything from the kind to
 # the end of the headers, but IPv4's id and checksum.
 _FLOW: Final = {
@@ -178,7 +182,7 @@ class Joiner:
     def _grow(self, run: _Run, rest: Iterator[bytes]) -> bytes | None:
         """Take the parts that continue a run; returns the first one that does not."""
         headers, size, following = run.headers, run.size, run.index + 1
-        start = PART_OVERHEAD + len(headers)
+        start, end = PART_OVERHEAD + len(headers), run.index + MOST_PARTS
         unpack, add = HEAD.unpack_from, run.chunks.append
         for part in rest:
             # What has these headers is long enough for what stands before them.
@@ -186,7 +190,7 @@ class Joiner:
                 return part
             kind, index, segment = unpack(part)
             chunk = part[start:]
-            if index != following or segment != size:
+            if index != following or segment != size or index == end:
                 return part
             if kind == LAST and 0 < len(chunk) <= size:
                 add(chunk)

@@ -148,6 +148,7 @@ class Keying:
         self._offered: Offer | None = None
         self._ended: list[int] = [0, 0, 0]  # opened, forged, replayed with keys that are gone
         self.unknown = 0
+        self._is_over = False
         if is_client:
             self._take: dict[int, Callable[[bytes, float], None]] = {
                 Frame.KEY_ANSWER: self._take_answer,
@@ -219,6 +220,20 @@ class Keying:
             self._replace_current(key, now)
         return found
 
+    def forget(self) -> None:
+        """Forget all keys, since the session is over: nothing opens or is agreed on from now on.
+
+        The counts stay. Forgetting twice does nothing.
+        """
+        self._is_over = True
+        for key in self._keys():
+            self._retire(key)
+        self._current = self._previous = self._next = None
+        self._keys_changed()
+        self._private, self._offered = b"", None
+        self._renew_at = float("inf")
+        self._outgoing.clear()
+
     # -- frames ---------------------------------------------------------------------------------
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
@@ -231,6 +246,8 @@ class Keying:
 
         The session has to end then.
         """
+        if self._is_over:
+            return
         take = self._take.get(kind)
         if take is None:
             side = "server" if self._is_client else "client"

@@ -23,6 +23,9 @@ UDP's length       that of what was joined; the kernel gives each datagram its o
 their checksum     the partial sum, for another length; the kernel adds the rest to each segment
 =================  ==============================================================================
 
+A packet of TCP that is too large for one datagram is cut into parts in the same way, as if it were
+a super-packet. (IPv6 has a link take 1,280 bytes, even if the path below takes less.)
+
 A program that sends datagrams of UDP one by one has each of them read as a packet of its own. Those
 of one flow and one size become a super-packet at the Joiner all the same, if they arrive one behind
 the other: one write for up to 64. So much has to be the same in them that they are segments of it

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import socket
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -225,6 +227,20 @@ def test_a_control_message_of_another_kind(loop: Loop) -> None:
     for _ in range(FEW + 3):
         loop.send(b"data")
     assert datagrams(loop.received()) == loop.sent
+
+
+def test_memory_is_used_where_something_arrives() -> None:
+    def resident() -> int:
+        pages = Path("/proc/self/statm").read_text("ascii").split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    with bound("127.0.0.1") as receiver:
+        Batch(receiver)  # so that what all of them need is there
+        before = resident()
+        held = [Batch(receiver) for _ in range(4)]
+        grown = resident() - before
+    assert len(held) * MOST * MAX_DATAGRAM > 16_000_000
+    assert grown < 1_000_000
 
 
 def test_addresses_as_sockets_give_them() -> None:

@@ -136,6 +136,26 @@ def test_a_dump_in_several_datagrams(kernel: Kernel) -> None:
     assert struct.unpack_from("=IHH", kernel.sent)[2] == 0x301  # NLM_F_REQUEST, NLM_F_DUMP
 
 
+CHANGED = 0x10  # NLM_F_DUMP_INTR
+
+
+@pytest.mark.parametrize("where", [KIND, 3])
+def test_a_list_that_changes_meanwhile_is_asked_for_again(kernel: Kernel, where: int) -> None:
+    def listed(number: int, content: bytes, changed: int) -> tuple[bytes, tuple[int, int]]:
+        flags = {where: changed}
+        parts = message(KIND, number, content, flags.get(KIND, 0)), message(KIND, number, b"z")
+        return b"".join(parts) + message(3, number, bytes(4), flags.get(3, 0)), (0, 0)
+
+    kernel.answers = [listed(1, b"a", CHANGED), listed(2, b"b", CHANGED), listed(3, b"c", 0)]
+    asked = Netlink({KIND: 1})
+    assert [each.fixed for each in asked.dump(KIND, b"")] == [b"c", b"z"]
+    # One that never stands still has to do as it is.
+    contents = [b"%d" % number for number in range(9)]
+    kernel.answers = [listed(4 + at, content, CHANGED) for at, content in enumerate(contents)]
+    assert [each.fixed for each in asked.dump(KIND, b"")] == [b"4", b"z"]
+    assert len(kernel.answers) == 4
+
+
 @pytest.mark.parametrize("kind", [2, 3])
 @pytest.mark.parametrize(
     ("words", "text"),

@@ -9,7 +9,9 @@ import socket
 import stat
 import subprocess
 import sys
-from contextlib import contextmanager
+import tempfile
+import threading
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PATIENCE = 10.0
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -50,7 +53,40 @@ def answers(claim: StatusSocket, answer: bytes, *, times: int = 1) -> list[bytes
 def test_everybody_who_asks_gets_the_answer(directory: str) -> None:
     with claimed(directory) as claim:
         assert answers(claim, b"{}\n", times=3) == [b"{}\n"] * 3
-    assert os.listdir(directory) == []  # noqa: PTH208
+    assert not Path(directory).exists()
+
+
+def test_the_last_one_removes_the_directory(directory: str) -> None:
+    with claimed(directory) as first:
+        with claimed(directory, "other"):
+            pass
+        assert answers(first, b"x") == [b"x"]
+    assert not Path(directory).exists()
+
+
+def test_others_things_stay(directory: str) -> None:
+    with claimed(directory):
+        Path(directory, "left").mkdir()
+    assert os.listdir(directory) == ["left"]  # noqa: PTH208
+
+
+def test_a_directory_that_is_removed_meanwhile_is_made_again(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[str] = []
+    real = fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        real(descriptor, operation)
+        if not removed:  # by the last owner, who had the lock until now
+            removed.append(directory)
+            Path(directory, "home.lock").unlink()
+            Path(directory).rmdir()
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with claimed(directory) as claim:
+        assert removed
+        assert answers(claim, b"x") == [b"x"]
 
 
 def test_a_long_answer(directory: str) -> None:
@@ -59,14 +95,33 @@ def test_a_long_answer(directory: str) -> None:
         assert answers(claim, long) == [long]
 
 
-def test_only_this_user_gets_at_it(directory: str) -> None:
-    before = os.umask(0)
+@pytest.mark.parametrize("umask", [0, 0o077])
+def test_only_this_user_gets_at_it(directory: str, umask: int) -> None:
+    before = os.umask(umask)
     try:
         with claimed(directory) as claim:
-            for path, mode in ((directory, 0o700), (claim.path, 0o600)):
+            passable = 0o700 if os.geteuid() else 0o711
+            lock = claim.path.replace(".sock", ".lock")
+            for path, mode in ((directory, passable), (claim.path, 0o600), (lock, 0o600)):
                 assert stat.S_IMODE(os.stat(path).st_mode) == mode  # noqa: PTH116
     finally:
         os.umask(before)
+
+
+def test_a_service_gets_through_the_directory_of_root_to_its_own() -> None:
+    """As the unit's user does, whose directory is below root's; see docs/systemd."""
+    if os.geteuid() != 0:
+        pytest.skip("only root has such a directory")
+    with tempfile.TemporaryDirectory(dir="/tmp") as top:
+        Path(top).chmod(0o755)
+        with claimed(f"{top}/run"):
+            own = Path(top, "run", "left")
+            own.mkdir(mode=0o700)
+            os.chown(own, NOBODY, NOBODY)
+            for place, comes_in in ((own, True), (own.parent, False)):
+                script = 'touch "$0/x" 2>/dev/null'
+                run = subprocess.run(["sh", "-c", script, place], user=NOBODY, check=False)
+                assert (run.returncode == 0) == comes_in
 
 
 def test_a_second_one_of_the_same_name_is_refused(directory: str) -> None:
@@ -129,6 +184,37 @@ def test_a_process_that_hangs_has_an_empty_answer(directory: str) -> None:
         assert ask(f"{directory}/home.sock", 0.05) == b""
 
 
+@contextmanager
+def talking(path: str, piece: bytes) -> Iterator[None]:
+    """Somebody at `path` who says `piece` to the first who asks, again and again."""
+
+    def talk() -> None:
+        with suppress(OSError):  # who has asked is gone
+            accepted, _ = listener.accept()
+            with accepted:
+                while not ended.wait(0.005):
+                    accepted.sendall(piece)
+
+    ended = threading.Event()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        listener.listen()
+        thread = threading.Thread(target=talk)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize("piece", [b"x", bytes(300_000)])
+def test_one_that_never_ends_has_an_empty_answer(tmp_path: Path, piece: bytes) -> None:
+    with talking(f"{tmp_path}/home.sock", piece):
+        assert ask(f"{tmp_path}/home.sock", 0.2 if piece == b"x" else PATIENCE) == b""
+
+
 def test_one_that_too_many_have_asked_already_has_one_too(directory: str) -> None:
     Path(directory).mkdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -188,7 +274,7 @@ while had < 15:
         assert process.returncode == 0, errors.decode()
 
 
-@pytest.mark.parametrize("what", ["file", "link", "open"])
+@pytest.mark.parametrize("what", ["file", "link", "nowhere", "open"])
 def test_a_directory_of_somebody_elses_making(tmp_path: Path, what: str) -> None:
     place = tmp_path / "run"
     if what == "file":
@@ -198,13 +284,16 @@ def test_a_directory_of_somebody_elses_making(tmp_path: Path, what: str) -> None
         place.symlink_to(tmp_path / "elsewhere")
         if os.geteuid() == 0:
             os.lchown(place, 65534, 65534)
+    elif what == "nowhere":
+        place.symlink_to(tmp_path / "nothing")
     else:
         place.mkdir()
         place.chmod(0o770)
     with pytest.raises(ErrnoError) as caught:
         StatusSocket(str(place), "home")
-    assert caught.value.exit_code in {errno.EACCES, errno.ENOTDIR}
+    assert caught.value.exit_code in {errno.EACCES, errno.ENOTDIR, errno.ENOENT}
     assert str(place) in str(caught.value)
+    assert what != "open" or f"chmod go-w {place}" in str(caught.value)
 
 
 def test_a_link_that_root_has_made(tmp_path: Path) -> None:

@@ -186,6 +186,14 @@ def test_impossible_names(name: str) -> None:
         Tun(name)
 
 
+# /proc/sys/net/ipv4/conf has directories of these names besides those of the devices.
+@pytest.mark.parametrize("name", ["all", "default"])
+def test_names_that_stand_for_every_device(name: str) -> None:
+    with pytest.raises(UsageError, match="stands for all of them"):
+        check_name(name)
+    check_name(name + "0")
+
+
 def test_another_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "IS_LINUX", False)
     with pytest.raises(DeviceError, match="not yet on this system"):

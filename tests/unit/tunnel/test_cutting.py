@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import struct
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,26 +12,31 @@ from nat_traverse.tunnel.cutting import Cutter, couple
 from nat_traverse.wire import virtio
 from support.packets import (
     ACK,
+    CWR,
+    FIN,
+    LARGEST,
+    PAYLOAD,
     PSH,
+    SYN,
     TCP,
     UDP,
+    Headers,
+    cut,
+    finish,
     ipv4,
     ipv6,
+    join,
     partial,
     tcp,
     udp,
+    verify,
     whole,
     words,
+    write,
 )
 
-LARGEST = 1368  # of a datagram of 1,400 bytes
-# Nothing may be in both: each byte of the payload tells where it comes from.
-PAYLOAD = struct.pack("!16250I", *range(16250))
-
-
-def cut(frame: bytes, largest: int = LARGEST) -> list[bytes]:
-    return [part for train in Cutter(largest).cut(memoryview(frame)) for part in train]
-
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # -- packets --------------------------------------------------------------------------------------
 
@@ -147,12 +153,89 @@ def test_a_packet_that_is_too_large_is_reported() -> None:
     reported = []
     cutter = Cutter(1000, lambda packet, largest: reported.append((bytes(packet), largest)))
     assert cutter.mtu == 995
-    for packet in (udp(bytes(972)), tcp(bytes(940), version=6)):
+    for packet in (udp(bytes(972)), udp(bytes(952), version=6)):
         assert cutter.cut(memoryview(whole(packet))) == []
         assert cutter.cut(memoryview(partial(packet))) == []
     assert [largest for _, largest in reported] == [995] * 4
     assert reported[0][0] == udp(bytes(972))
     assert (cutter.too_large, cutter.unusable) == (4, 0)
+
+
+@pytest.mark.parametrize("frame_of", [whole, partial])
+@pytest.mark.parametrize(
+    "packet",
+    [
+        tcp(PAYLOAD[:960], flags=ACK | PSH),  # one byte more than fits whole
+        tcp(PAYLOAD[:2801], flags=ACK | FIN, options=bytes(12)),
+        tcp(PAYLOAD[:1220], version=6, flags=ACK | CWR),
+        tcp(PAYLOAD[:1221], sequence=0xFFFFFF00, identification=65535),
+        ipv4(TCP, tcp(PAYLOAD[:1200])[20:], options=bytes([1] * 8)),
+    ],
+    ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else None,
+)
+def test_a_packet_of_tcp_that_is_too_large_is_cut(
+    packet: bytes, frame_of: Callable[[bytes], bytes]
+) -> None:
+    cutter = Cutter(1000)
+    (parts,) = cutter.cut(memoryview(frame_of(packet)))
+    assert (cutter.too_large, cutter.unusable) == (0, 0)
+    end = Headers.of(packet).end
+    assert {len(part) for part in parts[:-1]} == {1000}
+    assert b"".join(part[5 + end :] for part in parts) == packet[end:]
+    # As if the kernel had brought it as a super-packet.
+    expected = partial(packet, 995 - end)
+    (written,) = join(parts)
+    assert written[10:] == expected[10:]
+    assert write(written) == finish(expected)
+    for segment in write(written):
+        verify(segment)
+
+
+def test_so_it_is_behind_extension_headers() -> None:
+    transport = tcp(PAYLOAD[:1200], version=6)[40:]
+    packet = ipv6(TCP, transport, extensions=((60, bytes(7)),))
+    sums = words(packet[8:40] + bytes((0, TCP)) + len(transport).to_bytes(2, "big"))
+    unfinished = packet[:64] + sums.to_bytes(2, "big") + packet[66:]
+    offload = virtio.Offload(virtio.NEEDS_CHECKSUM, 0, 99, 0, 48, 16)
+    for frame in (whole(packet), virtio.encode(offload) + unfinished):
+        (written,) = join(cut(frame, 1000))
+        assert virtio.decode(written)[1:4] == (virtio.GSO_TCPV6, 68, 1000 - 5 - 68)
+        assert written[10:] == unfinished
+
+
+def spoiled(packet: bytes, at: int, value: int) -> bytes:
+    changed = bytearray(packet)
+    changed[at] ^= value
+    return bytes(changed)
+
+
+LONG = tcp(PAYLOAD[:1200])
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        whole(udp(PAYLOAD[:1200])),
+        whole(ipv4(1, PAYLOAD[:1200])),
+        whole(ipv4(TCP, LONG[20:], fragment=0x2000)),  # the first of several fragments
+        whole(ipv4(TCP, LONG[20:], fragment=0x0010)),
+        whole(tcp(PAYLOAD[:1200], flags=SYN)),
+        whole(tcp(PAYLOAD[:1200], flags=ACK | 0x20)),  # URG
+        whole(spoiled(LONG, 36, 1)),  # a sum that is wrong stays so
+        whole(spoiled(LONG, 1000, 1)),
+        whole(spoiled(LONG, 32, 0xF0)),  # headers that are none
+        whole(LONG + b"x"),
+        virtio.encode(virtio.Offload(1, 0, 40, 0, 20, 6)) + LONG,  # a sum that is elsewhere
+        virtio.encode(virtio.Offload(1, 0, 40, 0, 24, 16)) + LONG,
+    ],
+    ids=lambda frame: f"{len(frame)}",
+)
+def test_other_packets_that_are_too_large_are_not(frame: bytes) -> None:
+    reported = []
+    cutter = Cutter(1000, lambda packet, largest: reported.append((bytes(packet), largest)))
+    assert cutter.cut(memoryview(frame)) == []
+    assert reported == [(frame[10:], 995)]
+    assert (cutter.too_large, cutter.unusable) == (1, 0)
 
 
 def test_the_largest_fits() -> None:
@@ -176,7 +259,8 @@ def test_datagrams_of_udp_are_not_cut() -> None:
 def test_headers_that_leave_no_room() -> None:
     cutter = Cutter(45)
     assert cutter.cut(memoryview(partial(tcp(PAYLOAD[:100]), 10))) == []
-    assert cutter.too_large == 1
+    assert cutter.cut(memoryview(partial(tcp(PAYLOAD[:100])))) == []
+    assert cutter.too_large == 2
     cutter.largest_plaintext = 46
     assert len(cutter.cut(memoryview(partial(tcp(PAYLOAD[:100]), 10)))[0]) == 64
 

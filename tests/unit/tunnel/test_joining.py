@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
 
 import pytest
 
@@ -9,36 +9,22 @@ from nat_traverse.tunnel.cutting import Cutter
 from nat_traverse.tunnel.joining import Joiner
 from nat_traverse.wire import virtio, vpn
 from support.packets import (
+    ACK,
     ADDRESSES,
+    PSH,
     UDP,
+    admit,
     finish,
+    frames,
     ipv4,
     ipv6,
+    join,
     partial,
     tcp,
     udp,
     verify,
     write,
 )
-
-if TYPE_CHECKING:
-    from nat_traverse.wire.ip import Buffer
-
-
-def admit(_source: bytes, _destination: bytes) -> bool:
-    return True
-
-
-def frames(written: list[list[Buffer]]) -> list[bytes]:
-    return [b"".join(buffers) for buffers in written]
-
-
-def join(parts: list[bytes]) -> list[bytes]:
-    """Return the frames that are written, where nothing may be dropped."""
-    joiner = Joiner(admit)
-    found = frames(joiner.join(parts))
-    assert not joiner.dropped
-    return found
 
 
 def dropped(*parts: bytes) -> dict[str, int]:
@@ -262,6 +248,23 @@ def test_a_super_packet_is_at_most_a_packet() -> None:
     assert len(join([*parts[:65], largest])[0]) == 10 + 65535
     more = part(65, 1000, TCP_HEADERS, bytes(65536 - 40 - 65_000), vpn.LAST)
     assert dropped(*parts[:65], more) == {joining.TOO_LONG: 66}
+
+
+@pytest.mark.parametrize(
+    ("count", "pieces"), [(1000, [1000]), (1001, [1000, 1]), (2500, [1000, 1000, 500])]
+)
+def test_as_many_pieces_as_one_write_takes(count: int, pieces: list[int]) -> None:
+    super_packet = partial(
+        tcp(bytes(index % 251 for index in range(3 * count - 1)), flags=ACK | PSH), 3
+    )
+    parts = [each for train in Cutter(1368).cut(memoryview(super_packet)) for each in train]
+    joiner = Joiner(admit)
+    written = joiner.join(parts)
+    assert [len(buffers) - 1 for buffers in written] == pieces
+    assert max(map(len, written)) <= os.sysconf("SC_IOV_MAX")
+    assert not joiner.dropped
+    segments = [packet for frame in frames(written) for packet in write(frame)]
+    assert segments == finish(super_packet)
 
 
 @pytest.mark.parametrize("kind", [vpn.PART, vpn.LAST])

@@ -434,6 +434,59 @@ def test_memory_does_not_grow() -> None:
     assert max(held[5:]) <= max(held[:5]) + 1000
 
 
+# -- the end ------------------------------------------------------------------------------------
+
+
+def begun() -> list[tuple[Keying, Wire]]:
+    """Return sides in all states, and the frames that each would take next."""
+    client, server = side(is_client=True), side(is_client=False)
+    states = [(client, server)]
+    for step in range(2):
+        early, late = side(is_client=True), side(is_client=False)
+        pass_frames(early, late)
+        if step:
+            pass_frames(late, early)
+        states.append((early, late))
+    agreed = pair()
+    renew(*agreed, RENEW_AFTER)  # so that there is a key before
+    states.append(agreed)
+    renewing = pair()
+    renewing[0].handle_timer(RENEW_AFTER)
+    pass_frames(*renewing, RENEW_AFTER)
+    states.append(renewing)
+    frames: Wire = [(kind, offer_of(1)) for kind in (Frame.KEY_OFFER, Frame.KEY_ANSWER)]
+    frames += [(kind, encode_epoch(1)) for kind in (Frame.KEY_CONFIRM, Frame.KEY_WANTED)]
+    return [(end, frames) for both in states for end in both]
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_what_is_forgotten_is_gone(number: int) -> None:
+    end, frames = begun()[number]
+    for _ in range(2):
+        end.forget()
+        assert end.sealer is None
+        assert end.names == ()
+        assert end.get_timer() is None
+        end.handle_timer(1e6)
+        for kind, value in frames:  # that were under way
+            end.receive_frame(kind, value, 1e6)
+        assert not list(end.frames())
+        assert end.get_timer() is None
+    kept = [getattr(end, name) for name in ("_current", "_previous", "_next", "_offered")]
+    assert kept == [None] * 4
+    assert (end._private, end._by_head) == (b"", {})
+
+
+def test_nothing_opens_after_all_is_forgotten() -> None:
+    client, server = pair()
+    sealed = [seal(client, b"content") for _ in range(3)]
+    assert server.open_run(sealed[0] + sealed[0], 39, 0.0) == [b"content"]
+    server.forget()
+    server.forget()
+    assert server.open_run(b"".join(sealed), 39, 0.0) == []
+    assert (server.opened, server.replayed, server.forged, server.unknown) == (1, 1, 0, 3)
+
+
 # -- breaking the rules -------------------------------------------------------------------------
 
 
