@@ -67,7 +67,8 @@ class PunchSettings:
     path is for; `legacy` and `roaming` say who will do, as in `HandshakeSettings`. `spare` is a
     second pair of ports, the local one first, which both sides have agreed on by other means: no
     gateway remembers anything of it. `datagram_size` is in bytes, of the largest datagram of the
-    user's data that there is any use for. The rest is how to find it, as in `LadderSettings`.
+    user's data that there is any use for. `last_known` is an address to try when the name can't be
+    looked up. The rest is how to find it, as in `LadderSettings`.
     """
 
     local_port: int
@@ -84,6 +85,7 @@ class PunchSettings:
     roaming: bool = False
     spare: tuple[int, int] | None = None
     datagram_size: int = DATAGRAM_SIZE
+    last_known: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,7 @@ async def punch(settings: PunchSettings, observe: Callable[[SessionEvent], None]
 
     Raises LocalNetworkError if there is nothing to send from or to, NotFoundError at the deadline.
     """
-    routes = _Routes(await resolve(settings.peer, settings.remote_port))
+    routes = _Routes(await _resolve(settings))
     sockets = _open_sockets(settings.local_port, routes.families())
     for sock in sockets.values():
         # Before anything is sent: the peer may connect first, and its data arrive in a burst.
@@ -203,6 +205,16 @@ async def punch(settings: PunchSettings, observe: Callable[[SessionEvent], None]
     except BaseException:
         _close(sockets)
         raise
+
+
+async def _resolve(settings: PunchSettings) -> list[Endpoint]:
+    try:
+        return await resolve(settings.peer, settings.remote_port)
+    except LocalNetworkError:
+        # The way to the name server may be the very tunnel that is looked for.
+        if settings.last_known is None:
+            raise
+        return await resolve(settings.last_known, settings.remote_port)
 
 
 def _spare_paths(

@@ -43,6 +43,12 @@ if TYPE_CHECKING:
 # s, what is promised.
 LIMIT = 10.0
 
+# A third host of the network inside.
+V4_SECOND = "10.77.0.3"
+
+# Two addresses inside of the network of the right gateway's public one.
+AROUND = ("203.0.113.77", "203.0.113.78")
+
 # Behind the left gateway of the lab.
 V4_LATER, V4_GATEWAY = "192.168.1.77", "192.168.1.1"
 
@@ -179,7 +185,7 @@ class TestSites:
             # What was not announced to the left side is not reached through it.
             lab.right.run(["ip", "route", "add", "192.168.9.0/24", "dev", DEVICE])
             lab.left.run(["ip", "address", "add", "192.168.9.1/32", "dev", "lo"])
-            assert not pings(lab.right, "192.168.9.1", count=1)
+            assert not pings(lab.right, "192.168.9.1", count=1, patience=1)
             one.signal(signal.SIGTERM)
             one.wait()
             assert one.event("vpn-dropped")["counts"]["foreign"] >= 1
@@ -219,6 +225,24 @@ class TestRefusals:
             assert again.wait() == 1
             assert f"There is a network device {DEVICE} already" in again.event("error")["message"]
             assert pings(lab.left, V4[1])
+
+    def test_a_second_vpn_with_the_same_network(self, lab: Lab) -> None:
+        """The kernel would take both, and send all to one of them."""
+        with vpn(lab):
+            before = state(lab.left)
+            with left(lab, f"--vpn={V4_SECOND}/24", env=SECRET) as again:
+                assert again.wait() == 1
+                message = again.event("error")["message"]
+                assert f"10.77.0.0/24 is the network of {DEVICE} already" in message
+                assert not any(each["event"] == "opened" for each in again.events)
+            assert state(lab.left) == before
+            assert pings(lab.left, V4[1])
+
+    def test_a_user_that_there_is_not(self, lab: Lab) -> None:
+        with left(lab, *LEFT, "--user=no-such-user-here", env=SECRET) as one:
+            assert one.wait() == 2
+            assert "There is no user" in one.event("error")["message"]
+            assert not any(each["event"] == "opened" for each in one.events)
 
     def test_without_the_right(self, lab: Lab) -> None:
         argv = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
@@ -280,10 +304,10 @@ class TestStayingUp:
         return int(shown[0]["ifindex"])
 
     @staticmethod
-    def back(lab: Lab) -> float:
+    def back(lab: Lab, to: str = V4[1]) -> float:
         """Return after how many seconds packets pass again."""
         begun = time.monotonic()
-        is_reached(lab.left, V4[1])
+        is_reached(lab.left, to)
         return time.monotonic() - begun
 
     def test_a_peer_that_is_killed_and_started_again(self, lab: Lab) -> None:
@@ -319,3 +343,46 @@ class TestStayingUp:
             assert self.back(lab) < LIMIT
             if far is Kind.NONE:
                 assert not any(each["event"] == "lost" for each in one.events + other.events)
+
+    def test_all_of_ipv4_over_a_device_that_is_down_for_a_moment(self, lab: Lab) -> None:
+        """Its routes are gone then, the way around the VPN included; a DHCP client makes its own.
+
+        Until then the only way to the peer leads into the VPN itself.
+        """
+        with vpn(
+            lab,
+            *("--retry", "--keepalive=1", "--vpn-device", DEVICE),
+            one=(f"--vpn={V4[0]}/24", "--route=0.0.0.0/0"),
+            other=(f"--vpn={V4[1]}/24", "--announce=0.0.0.0/0"),
+        ) as (one, _):
+            lab.right.run(["ip", "address", "add", "198.18.0.1/32", "dev", "lo"])
+            mtu = mtu_of(lab.left)
+            script = f"""
+                ip link set eth0 down
+                sleep 1
+                ip link set eth0 up
+                ip route replace default via {V4_GATEWAY}"""
+            assert lab.left.run(["sh", "-ec", script]).returncode == 0
+            assert self.back(lab) < LIMIT
+            assert pings(lab.left, "198.18.0.1")
+            assert mtu_of(lab.left) == mtu == one.event("vpn-up")["mtu"]
+            assert not any(each["event"] == "vpn-resized" for each in one.events)
+
+    def test_a_peer_inside_of_the_network_of_the_vpn(self, lab: Lab) -> None:
+        """The device would get what is for the peer's own public address, too."""
+        before = state(lab.left)
+        options = ("--retry", "--keepalive=1", "--vpn-device", DEVICE)
+        with vpn(
+            lab, *options, one=(f"--vpn={AROUND[0]}/24",), other=(f"--vpn={AROUND[1]}/24",)
+        ) as (one, other):
+            assert pings(lab.left, AROUND[1])
+            assert pings(lab.right, AROUND[0])
+            other.signal(signal.SIGKILL)
+            other.wait()
+            with right(lab, *options, f"--vpn={AROUND[1]}/24", env=SECRET) as again:
+                assert self.back(lab, AROUND[1]) < LIMIT
+                one.event("lost")
+                again.event("vpn-up")
+                one.signal(signal.SIGTERM)
+                one.wait()
+        assert state(lab.left) == before

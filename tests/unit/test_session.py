@@ -391,6 +391,88 @@ def test_a_spare_pair_in_the_families_that_the_peer_has(monkeypatch: pytest.Monk
     run(main())
 
 
+class TestLastKnown:
+    """An address for when the name can't be looked up: the name server may be inside the VPN."""
+
+    @pytest.fixture
+    def names(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Let nothing but addresses and here.example be known; returns what was looked up."""
+        looked_up: list[str] = []
+
+        async def resolve(name: str, port: int) -> list[Endpoint]:
+            looked_up.append(name)
+            if name == "gone.example":
+                raise LocalNetworkError(f"{name} can't be looked up", errno.EHOSTUNREACH)
+            return [IPV4._replace(port=port)]
+
+        monkeypatch.setattr(session, "resolve", resolve)
+        return looked_up
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [("gone.example", ["gone.example", "127.0.0.1"]), ("here.example", ["here.example"])],
+    )
+    def test_is_tried_if_the_name_is_of_no_use(
+        self, name: str, expected: list[str], names: list[str]
+    ) -> None:
+        async def main() -> None:
+            left, right = both()
+            left.settings = replace(left.settings, peer=name, last_known="127.0.0.1")
+            for hole in await asyncio.gather(left.punch(), right.punch()):
+                hole.close()
+            opened = left.opened.result()
+            assert opened.remotes == (IPV4._replace(port=left.settings.remote_port),)
+
+        run(main())
+        names.remove("127.0.0.1")  # the other side's
+        assert names == expected
+
+    def test_there_is_none_at_first(self, names: list[str]) -> None:
+        async def main() -> None:
+            left, _ = both("gone.example")
+            with pytest.raises(LocalNetworkError, match="can't be looked up"):
+                await left.punch()
+
+        run(main())
+        assert names == ["gone.example"]
+
+    def test_of_no_use_either(self, names: list[str]) -> None:
+        async def main() -> None:
+            left, _ = both("gone.example")
+            left.settings = replace(left.settings, last_known="gone.example")
+            with pytest.raises(LocalNetworkError):
+                await left.punch()
+
+        run(main())
+        assert names == ["gone.example"] * 2
+
+
+def test_nothing_is_sent_before_it_is_told_where_to() -> None:
+    """Whoever is told may still have to make a way there."""
+
+    async def main() -> None:
+        left, _ = both()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.bind(("127.0.0.1", left.settings.remote_port))
+            peer.setblocking(False)
+            seen: list[bool] = []
+
+            def observe(event: SessionEvent) -> None:
+                if isinstance(event, Opened):
+                    with pytest.raises(BlockingIOError):
+                        peer.recv(1)
+                    seen.append(True)
+
+            punching = asyncio.ensure_future(punch(left.settings, observe))
+            assert await asyncio.get_running_loop().sock_recv(peer, 100)
+            assert seen == [True]
+            punching.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await punching
+
+    run(main())
+
+
 def test_any_local_port() -> None:
     async def main() -> None:
         (port, _) = free_ports()

@@ -16,17 +16,20 @@ import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from nat_traverse.errors import NotAgreedError, UsageError
+from nat_traverse.errors import LocalProtocolError, NotAgreedError, UsageError
 from nat_traverse.net.tun import check_name
+from nat_traverse.wire.vpn import Terms, encode_terms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from nat_traverse.wire.vpn import Terms
 
 Interface: TypeAlias = "ipaddress.IPv4Interface | ipaddress.IPv6Interface"
 Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
 Address: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
+
+# Bits of a network that has two hosts and no broadcast address (RFC 3021).
+_POINT_TO_POINT: Final = 31
 
 # Pairs of addresses that are remembered: more than two sites have that talk to each other at a
 # time, and little to keep for whoever makes up pairs.
@@ -42,6 +45,11 @@ class Plan:
     announced: tuple[Network, ...] = ()
     device: str | None = None
     user: str | None = None
+
+    @property
+    def inside(self) -> tuple[Network, ...]:
+        """What the kernel sends into the device."""
+        return (*(each.network for each in self.addresses), *self.routes)
 
     @property
     def has_ipv6(self) -> bool:
@@ -69,6 +77,10 @@ def make_plan(
         device,
         user,
     )
+    try:
+        encode_terms(Terms(plan.addresses, plan.announced, 0))
+    except LocalProtocolError as error:
+        raise UsageError(f"Too much for one VPN: {error}. Announce larger networks.") from None
     versions = {each.version for each in plan.addresses}
     for option, networks in (("--route", plan.routes), ("--announce", plan.announced)):
         for each in networks:
@@ -92,6 +104,8 @@ class Agreement:
             *plan.announced,
             *_to_all(plan.addresses),
         )
+        self._peers = frozenset(each.packed for each in self.peers)
+        self._ours = frozenset(each.ip.packed for each in plan.addresses)
         self._known: dict[tuple[bytes, bytes], bool] = {}
 
     def admits(self, source: bytes, destination: bytes) -> bool:
@@ -100,9 +114,14 @@ class Agreement:
         if known is None:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            known = _is_in(source, self.sources) and _is_in(destination, self.destinations)
+            known = self._may_send(source) and _is_in(destination, self.destinations)
             self._known[source, destination] = known
         return known
+
+    def _may_send(self, source: bytes) -> bool:
+        if source in self._peers:
+            return True
+        return _is_in(source, self.sources) and source not in self._ours and _is_a_host(source)
 
 
 def halves(network: Network) -> list[Network]:
@@ -176,17 +195,37 @@ def _to_all(addresses: Iterable[Interface]) -> list[Network]:
     found: list[Network] = []
     for each in addresses:
         if isinstance(each, ipaddress.IPv4Interface):
-            found += [ipaddress.IPv4Network("224.0.0.0/4"), _alone(each.network.broadcast_address)]
+            found.append(ipaddress.IPv4Network("224.0.0.0/4"))
+            if each.network.prefixlen < _POINT_TO_POINT:
+                found.append(_alone(each.network.broadcast_address))
         else:
             found.append(ipaddress.IPv6Network("ff00::/8"))
     return found
 
 
 def _is_in(packed: bytes, networks: Iterable[Network]) -> bool:
-    address: Address = (
-        ipaddress.IPv4Address(packed) if len(packed) == 4 else ipaddress.IPv6Address(packed)  # noqa: PLR2004
+    return covers(networks, _unpacked(packed))
+
+
+def _is_a_host(packed: bytes) -> bool:
+    """Tell whether a host can have this address, and be known by it beyond its own link.
+
+    With a default route all addresses are the peer's. It must not be this host's router for that
+    (RFC 4861 has routers speak from link-local addresses), nor look like this host itself.
+    """
+    address = _unpacked(packed)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return False  # that is a way to write an address, and none to send from (RFC 4291, 2.5.5.2)
+    return not (
+        address.is_link_local
+        or address.is_loopback
+        or address.is_multicast
+        or address.is_unspecified
     )
-    return covers(networks, address)
+
+
+def _unpacked(packed: bytes) -> Address:
+    return ipaddress.IPv4Address(packed) if len(packed) == 4 else ipaddress.IPv6Address(packed)  # noqa: PLR2004
 
 
 def _parse_address(text: str) -> Interface:

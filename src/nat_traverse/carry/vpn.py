@@ -34,13 +34,16 @@ from nat_traverse.carry.addressing import Agreement, covers
 from nat_traverse.carry.vpn_device import VpnDevice
 from nat_traverse.errors import (
     DeviceError,
+    LocalNetworkError,
     NatTraverseError,
     NotAgreedError,
     PeerGoneError,
     RemoteProtocolError,
 )
 from nat_traverse.net.offload import CALL
+from nat_traverse.net.privileges import check_user
 from nat_traverse.net.processor import has_aes
+from nat_traverse.net.route import path_mtu, source_for
 from nat_traverse.net.tun import MAX_FRAME, Offload
 from nat_traverse.tunnel.events import Closing
 from nat_traverse.tunnel.keying import Keying
@@ -52,10 +55,12 @@ from nat_traverse.wire.sealed import OVERHEAD
 from nat_traverse.wire.vpn import Terms, decode_terms, encode_terms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Set as AbstractSet
 
     from nat_traverse.carry.addressing import Address, Plan
     from nat_traverse.link.link import Link
+    from nat_traverse.model import Endpoint
 
 # Bytes taken off the device in one go, before the socket and the timers get their turn: some
 # milliseconds' work. A system call counts as CALL bytes, as with the socket.
@@ -67,6 +72,10 @@ _BATCH: Final = 64 * 1024
 # Bytes of the smallest part that a peer may limit this side to. RFC 791 has every host take packets
 # of 576 bytes.
 _SMALLEST_PART: Final = 600
+
+# How often a path that was reported to be narrow is looked at again (s). Linux forgets such a
+# report after ten minutes.
+_WIDEN: Final = 60.0
 
 # How often the way around the VPN is looked at (s), where there is one: some lines of a table.
 _LOOK: Final = 1.0
@@ -89,8 +98,8 @@ class VpnUp:
 
 
 @dataclass(frozen=True, slots=True)
-class VpnNarrowed:
-    """Event: the path takes smaller packets than before."""
+class VpnResized:
+    """Event: the path takes smaller packets than before, or larger ones again."""
 
     device: str
     mtu: int
@@ -103,27 +112,36 @@ class VpnDropped:
     counts: dict[str, int]
 
 
-VpnEvent: TypeAlias = VpnUp | VpnNarrowed | VpnDropped
+VpnEvent: TypeAlias = VpnUp | VpnResized | VpnDropped
 
 
 class Vpn:
     """The device of `plan`, and the link that it uses at present.
 
-    `open` raises DeviceError or DeniedError, before anything is searched for.
+    `keep` are rights, by names of `net.privileges`, that are not given up with `--user`. `open`
+    raises DeviceError or DeniedError, before anything is searched for.
     """
 
-    def __init__(self, plan: Plan, observe: Callable[[VpnEvent], None]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        observe: Callable[[VpnEvent], None],
+        keep: AbstractSet[str] = frozenset(),
+    ) -> None:
         self.plan = plan
+        self._keep = keep
         self.observe = observe
         self.device: VpnDevice | None = None
         self._session: _Session | None = None
         self._dropped: Counter[str] = Counter()
-        self._outer: Address | None = None  # of the peer's gateway
+        self._outers: tuple[Address, ...] = ()  # where the peer is, or may be
         self._looking: asyncio.TimerHandle | None = None
 
     def open(self) -> VpnDevice:
-        """Make the device."""
-        self.device = VpnDevice(self.plan)
+        """Make the device, and see to it that what comes later can be done."""
+        if self.plan.user is not None:
+            check_user(self.plan.user)
+        self.device = VpnDevice(self.plan, self._keep)
         return self.device
 
     async def use(self, link: Link) -> None:
@@ -148,18 +166,24 @@ class Vpn:
             if counts:
                 self.observe(VpnDropped(dict(counts)))
 
-    def keep_way(self, outer: Address) -> None:
-        """See to it from now on that what goes to the peer's outer address does not go inside."""
-        self._outer = outer
-        if self._looking is None and covers(self.plan.routes, outer):
+    def keep_ways(self, outers: Iterable[Address]) -> None:
+        """See to it from now on that what goes to these outer addresses does not go inside.
+
+        They are those that the peer has, or at which it is looked for.
+        """
+        self._outers = tuple(dict.fromkeys(outers))
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+        if any(covers(self.plan.inside, each) for each in self._outers):
             self._look()
 
     def _look(self) -> None:
         # Without a link, too: it is then that the peer is searched for.
         self._looking = asyncio.get_running_loop().call_later(_LOOK, self._look)
-        if self.device is not None and self._outer is not None:
+        if self.device is not None and self.device.mtu:
             with suppress(DeviceError):  # as long as there is no network; it is looked at again
-                self.device.go_around(self._outer)
+                self.device.go_around(self._outers)
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -193,7 +217,7 @@ class _Session:
             now=link.loop.time(),
             binding=link.tunnel.session,
         )
-        self._largest = link.connected.datagram_size - OVERHEAD
+        self._largest = self._agreed_largest = link.connected.datagram_size - OVERHEAD
         self._agreement: Agreement | None = None
         self._cutter = Cutter(self._largest, self._answer_too_large)
         self._joiner = Joiner(self._admits, joins_udp=Offload.USO4 in self._tun.offload)
@@ -201,6 +225,7 @@ class _Session:
         self._unsent: deque[tuple[memoryview, int]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._limit: asyncio.TimerHandle | None = None
+        self._widening: asyncio.TimerHandle | None = None
         self._refused_before = device.tun.refused
         self._unsealed = 0  # parts that there was no key for
         self._is_up = False
@@ -221,10 +246,12 @@ class _Session:
         """Leave the link and the device alone."""
         self._link.sealed_user = None
         self._read_device(wanted=False)
-        for timer in (self._timer, self._limit):
+        for timer in (self._timer, self._limit, self._widening):
             if timer is not None:
                 timer.cancel()
         self.failed.cancel()
+        # What is left of a session that was lost may be looked at long after.
+        self._keying.forget()
 
     @property
     def dropped(self) -> Counter[str]:
@@ -259,21 +286,52 @@ class _Session:
     def path_changed(self) -> None:
         """Have the peer's new address keep the way that it has without the VPN."""
         if self._is_up:
-            self._vpn.keep_way(self._outer)
+            self._vpn.keep_ways([self._outer])
 
     def path_narrowed(self, datagram_size: int) -> None:
         """Cut smaller from now on."""
         largest = datagram_size - OVERHEAD
-        if largest >= self._largest or not self._is_up:
+        if not self._is_up or largest >= self._largest or self._goes_inside:
             return
+        self._change_largest(largest)
+        if self._widening is None:
+            self._widening = self._loop.call_later(_WIDEN, self._widen)
+
+    @property
+    def _goes_inside(self) -> bool:
+        """Tell whether the way to the peer leads into our own device, for a moment.
+
+        That it is too small for what is sealed says nothing of the path.
+        """
+        try:
+            source = source_for(self._link.peer).host
+        except LocalNetworkError:
+            return False
+        return source in {str(each.ip) for each in self._vpn.plan.addresses}
+
+    def _widen(self) -> None:
+        """Look whether the path takes more again: a report may be forged, and is forgotten."""
+        self._widening = None
+        peer = self._link.peer
+        with suppress(LocalNetworkError):
+            mtu = path_mtu(peer)
+            if mtu is not None and not self._goes_inside:
+                largest = min(mtu - peer.headers - OVERHEAD, self._agreed_largest)
+                if largest > self._largest:
+                    self._change_largest(largest)
+        if self._largest < self._agreed_largest and not self.failed.done():
+            self._widening = self._loop.call_later(_WIDEN, self._widen)
+
+    def _change_largest(self, largest: int) -> None:
+        before = self._device.mtu
         try:
             self._set_largest(largest)
         except NatTraverseError as error:
             self._fail(error, Closing.STOPPED, "")
             return
         # Without the right to change it, senders are told of it one by one, by ICMP.
-        if self._device.mtu == self._cutter.mtu:
-            self._vpn.observe(VpnNarrowed(self._device.name, self._device.mtu))
+        if self._device.mtu != before:
+            self._vpn.observe(VpnResized(self._device.name, self._device.mtu))
 
     def _take_terms(self, theirs: Terms) -> None:
         if self._agreement is not None:
@@ -281,7 +339,7 @@ class _Session:
         if theirs.largest < _SMALLEST_PART:
             raise RemoteProtocolError(f"parts of {theirs.largest} bytes at most")
         self._agreement = Agreement(self._vpn.plan, theirs)
-        self._largest = min(self._largest, theirs.largest)
+        self._largest = self._agreed_largest = min(self._largest, theirs.largest)
 
     def _go_on(self) -> None:
         """Say what is to be said, see to the timer, and begin once all is agreed on."""
@@ -296,7 +354,7 @@ class _Session:
         if self._limit is not None:
             self._limit.cancel()
         self._set_largest(self._largest)
-        self._vpn.keep_way(self._outer)
+        self._vpn.keep_ways([self._outer])
         self._is_up = True
         self._read_device(wanted=True)
         plan = self._vpn.plan
@@ -317,7 +375,7 @@ class _Session:
 
     @property
     def _outer(self) -> Address:
-        return ipaddress.ip_address(self._link.peer.host)
+        return address_of(self._link.peer)
 
     def _give_up(self) -> None:
         text = (
@@ -434,7 +492,14 @@ class _Session:
     def _answer_too_large(self, packet: memoryview, mtu: int) -> None:
         """Tell the sender of a packet that it does not fit, as a router has to."""
         version = packet[0] >> 4
-        own = next((each for each in self._vpn.plan.addresses if each.version == version), None)
-        answer = None if own is None else icmp.too_big(packet, mtu, own.ip.packed)
+        # From the peer's address: the kernel takes nothing that claims to come from its own.
+        peers = () if self._agreement is None else self._agreement.peers
+        peer = next((each for each in peers if each.version == version), None)
+        answer = None if peer is None else icmp.too_big(packet, mtu, peer.packed)
         if answer is not None:
             self._tun.write([virtio.PLAIN, answer])
+
+
+def address_of(endpoint: Endpoint) -> Address:
+    """Return the address of an endpoint, without the zone that an IPv6 one may have."""
+    return ipaddress.ip_address(endpoint.host.partition("%")[0])

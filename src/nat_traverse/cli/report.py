@@ -93,7 +93,8 @@ EVENT_FIELDS: Final = (
      " side), `reason` (a word), `message`.")),
     ("forwarded", "A connection goes through. `what`, `client`."),
     ("vpn-up", ("Packets pass. `device`, `mtu`, `addresses`, `peers`, `routes`.")),
-    ("vpn-narrowed", "The path takes smaller packets than before. `device`, `mtu`."),
+    ("vpn-resized", ("The path takes smaller packets than before, or larger ones again. `device`,"
+     " `mtu`.")),
     ("vpn-dropped", ("At the end of a tunnel, if there are any: packets that did not pass. `counts`"
      " (an object with a number for each reason).")),
     ("too-large", "With `--datagrams`: one was not sent; told once. `size`, `limit` (bytes)."),
@@ -264,6 +265,9 @@ class Report:
         if text != self._held_up:
             self._held_up = text
             self._tell("held-up", f"{text} Trying again.", message=text)
+
+    def searching(self) -> None:
+        """Learn that a search begins, which is told by what is seen of it."""
 
     def found(self, what: object) -> None:
         """Take note of a link or a hole that was found; it is nothing to tell of."""

@@ -22,7 +22,7 @@ from nat_traverse.cli.title import hide_argument
 from nat_traverse.errors import PeerGoneError
 from nat_traverse.link.establish import Purpose, spare_ports
 from nat_traverse.punch.settings import DATAGRAM_SIZE, LARGE_DATAGRAM_SIZE
-from nat_traverse.session import Hole
+from nat_traverse.session import Hole, Opened
 from nat_traverse.tunnel.events import Closing
 from nat_traverse.tunnel.secure import CONSENT
 from nat_traverse.wire.hello import Mode
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 # s between the end of a tunnel and the search for the next: a peer that is stopped and started by
 # a service manager needs about so long, and a peer that refuses at once is not asked without rest.
 _REST = 0.5
+
+# Ports below are for whoever has CAP_NET_BIND_SERVICE (IPPORT_RESERVED).
+_FIRST_OPEN_PORT = 1024
 
 # With --retry: how many keepalives in a row have to get no answer until the peer counts as lost,
 # and how long (s) that takes at least. Three lost ones in a row are no chance.
@@ -130,6 +133,7 @@ def _again(settings: Settings, report: Report, lost: Link) -> Settings:
         timeout=None,
         local_port=report.agreed_port,
         spare=spare_ports(lost),
+        last_known=lost.peer.host,
     )
     return replace(settings, punch=punching)
 
@@ -188,14 +192,27 @@ async def _forward(connect: Connect, report: Report, settings: Settings) -> int:
 
 async def _carry_packets(connect: Connect, report: Report, settings: Settings, plan: Plan) -> int:
     """Be one end of a VPN until the tunnel is over; with --retry, over one after the other."""
-    from nat_traverse.carry.vpn import Vpn  # noqa: PLC0415 (few runs are for this)
+    from nat_traverse.carry.vpn import Vpn, address_of  # noqa: PLC0415 (few runs are for this)
 
-    vpn = Vpn(plan, report.observe)
+    # Who gives up the rights of root may need the port again.
+    needs_port = connect.retry and 0 < connect.target.local_port < _FIRST_OPEN_PORT
+    keep = frozenset({"net_bind_service"} if needs_port else ())
+    vpn = Vpn(plan, report.observe, keep)
+
+    async def find(settings: Settings, observe: Callable[..., None]) -> Link | Hole:
+        def see(event: object) -> None:
+            if isinstance(event, Opened):
+                # Where the peer is looked for must not be looked for through the VPN.
+                vpn.keep_ways(map(address_of, event.remotes))
+            observe(event)
+
+        return await reach(settings, see)
+
     try:
         # Before the search: a right that is missing is told at once.
         vpn.open()
         report.attach("vpn", partial(_vpn_state, vpn))
-        return await _over_links(connect, report, settings, vpn.use)
+        return await _over_links(connect, report, settings, vpn.use, find)
     finally:
         vpn.close()
 
@@ -218,10 +235,11 @@ async def _over_links(
     report: Report,
     settings: Settings,
     use: Callable[[Link], Awaitable[None]],
+    find: Callable[..., Awaitable[Link | Hole]] | None = None,
 ) -> int:
     """Find the peer and `use` the link, once, or with --retry for ever; returns the exit code."""
     while True:
-        link = await watched(report, reach, settings)
+        link = await watched(report, find or reach, settings)
         if isinstance(link, Hole):
             raise AssertionError("a 0.7 peer was not wanted")  # noqa: TRY004 (a bug)
         try:

@@ -12,7 +12,7 @@ from nat_traverse.api import MOST_FAILURES, Rejected, Unfinished
 from nat_traverse.carry.datagram_relay import DatagramsDropped, DatagramTooLarge
 from nat_traverse.carry.stream_relay import AllArrived, AllDelivered
 from nat_traverse.carry.streams import Forwarded, ForwardRefused, Listening, ListeningEnded
-from nat_traverse.carry.vpn import VpnDropped, VpnNarrowed, VpnUp
+from nat_traverse.carry.vpn import VpnDropped, VpnResized, VpnUp
 from nat_traverse.cli.settings import NORMAL, VERBOSE
 from nat_traverse.tunnel.events import Closing, PathChanged, PeerClosed, PeerVanished
 
@@ -73,9 +73,9 @@ def _of_vpn(event: object) -> Told | None:
             text = f"{device} is up: {here} here, {there} there{more}; MTU {mtu}"
             fields: dict[str, object] = {"device": device, "mtu": mtu, "addresses": addresses}
             return Told("vpn-up", text, NORMAL, {**fields, "peers": peers, "routes": routes})
-        case VpnNarrowed(device, mtu):
-            text = f"the path takes less than before: the MTU of {device} is {mtu} now"
-            return Told("vpn-narrowed", text, NORMAL, {"device": device, "mtu": mtu})
+        case VpnResized(device, mtu):
+            text = f"the path takes other sizes than before: the MTU of {device} is {mtu} now"
+            return Told("vpn-resized", text, NORMAL, {"device": device, "mtu": mtu})
         case VpnDropped(counts):
             words = ", ".join(f"{word} {count}" for word, count in sorted(counts.items()))
             return Told("vpn-dropped", f"did not pass: {words}", NORMAL, {"counts": counts})

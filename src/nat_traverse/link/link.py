@@ -71,8 +71,9 @@ _LOOK = 1.0
 # streams are bounded by their credit.
 _HELD = 256
 _STRAY = 64
-# Bytes of the smallest path that is believed in.
-_SMALLEST_MTU = 576
+# Bytes of the smallest path that is believed in: IPv6 guarantees its own (RFC 8200, section 5), and
+# Linux does not believe in less than that with IPv4 (ip-sysctl, min_pmtu).
+_SMALLEST_IPV4, _SMALLEST_IPV6 = 552, 1280
 
 
 class NoAnswerError(NatTraverseError):
@@ -261,7 +262,7 @@ class Link:
             accepted = sock.send_segments([run], size, sockaddr(self.peer, sock.family))
             if accepted < len(run):
                 narrow = self._take_narrowing(sock, size)
-                if narrow:
+                if narrow or not self._running:
                     return len(run)
                 self._block(sock)
         self._sealed_waits = accepted < len(run)
@@ -420,11 +421,10 @@ class Link:
         """Take what the network, or this host, says of something that was sent."""
         self.tunnel.receive_error(error, path, now)
         if error.kind is ErrorKind.TOO_BIG and self._sealed_user is not None:
-            # Anybody can send such a message; one that names a size below what every network has
-            # to carry (RFC 8200, section 5, and what is usual for RFC 791) is not believed.
-            size = error.mtu - path.remote.headers
-            if path == self.tunnel.path and error.mtu >= _SMALLEST_MTU:
-                self._sealed_user.path_narrowed(size)
+            # Anybody can send such a message, who guesses the ports; see docs/security.md.
+            smallest = _SMALLEST_IPV6 if path.remote.is_ipv6 else _SMALLEST_IPV4
+            if path == self.tunnel.path and error.mtu >= smallest:
+                self._sealed_user.path_narrowed(error.mtu - path.remote.headers)
 
     def _take_narrowing(self, sock: UdpSocket, size: int) -> bool:
         """Tell whether datagrams of `size` bytes have become too large for the path."""

@@ -7,7 +7,7 @@ import pytest
 
 from nat_traverse.carry.addressing import Agreement, Plan, covers, halves, make_plan
 from nat_traverse.errors import NotAgreedError, UsageError
-from nat_traverse.wire.vpn import Terms
+from nat_traverse.wire.vpn import Terms, encode_terms
 
 
 def packed(text: str) -> bytes:
@@ -39,6 +39,27 @@ class TestMakePlan:
             "nobody",
         )
         assert plan.has_ipv6
+
+    def test_what_leads_inside(self) -> None:
+        """That is not the routes alone: the kernel makes one to the network of each address."""
+        plan = make_plan(addresses=["10.77.0.1/24", "fd77::1/64"], routes=["192.168.7.0/24"])
+        assert set(map(str, plan.inside)) == {"10.77.0.0/24", "fd77::/64", "192.168.7.0/24"}
+
+    def test_as_many_networks_as_can_be_announced(self) -> None:
+        networks = [f"10.{high}.{low}.0/24" for high in range(4) for low in range(256)]
+        with pytest.raises(UsageError, match=r"only the first \d+ do\. Announce larger") as caught:
+            make_plan(addresses=["10.77.0.1/24"], announced=networks)
+        assert "1024 networks do not fit" in str(caught.value)
+        # What fits there fits into the message.
+        first = int(str(caught.value).partition("the first ")[2].partition(" ")[0])
+        plan = make_plan(addresses=["10.77.0.1/24"], announced=networks[:first])
+        assert encode_terms(Terms(plan.addresses, plan.announced, 1368))
+        with pytest.raises(UsageError):
+            make_plan(addresses=["10.77.0.1/24"], announced=networks[: first + 1])
+
+    def test_more_addresses_than_can_be_told(self) -> None:
+        with pytest.raises(UsageError, match="Too much for one VPN"):
+            make_plan(addresses=[f"10.77.{each}.1/24" for each in range(256)])
 
     @pytest.mark.parametrize("address", ["10.0.0.0/31", "10.0.0.1/31", "10.0.0.0/32", "fd00::/128"])
     def test_a_network_of_two_has_no_address_of_its_own(self, address: str) -> None:
@@ -166,6 +187,59 @@ class TestAdmits:
         agreement = Agreement(self.PLAN, self.THEIRS)
         for _ in range(2):  # the second time from memory
             assert agreement.admits(packed(source), packed(destination)) is passes
+
+    @pytest.mark.parametrize(
+        ("source", "passes"),
+        [
+            ("8.8.8.8", True),
+            ("2001:db8::8", True),
+            ("169.254.0.1", False),
+            ("127.0.0.1", False),
+            ("127.8.8.8", False),
+            ("224.0.0.1", False),
+            ("239.255.255.250", False),
+            ("0.0.0.0", False),  # noqa: S104 (nothing is bound to it)
+            ("fe80::1", False),
+            ("febf::1", False),
+            ("::1", False),
+            ("ff02::1", False),
+            ("::", False),
+        ],
+    )
+    def test_a_default_route_makes_the_peer_nobody_of_this_link(
+        self, source: str, passes: bool
+    ) -> None:
+        """Neither this host nor its router: all other addresses may be the peer's."""
+        plan = make_plan(addresses=["10.77.0.1/24", "fd77::1/64"], routes=["0.0.0.0/0", "::/0"])
+        theirs = terms("10.77.0.2/24", "fd77::2/64", announced=("0.0.0.0/0", "::/0"))
+        agreement = Agreement(plan, theirs)
+        here = "fd77::1" if ":" in source else "10.77.0.1"
+        for _ in range(2):  # the second time from memory
+            assert agreement.admits(packed(source), packed(here)) is passes
+
+    @pytest.mark.parametrize(
+        ("ours", "peer", "last", "passes"),
+        [
+            ("10.77.0.1/30", "10.77.0.2/30", "10.77.0.3", True),
+            # Of two the last is a host (RFC 3021): here the peer itself, and somebody else.
+            ("10.77.0.0/31", "10.77.0.1/31", "10.77.0.1", False),
+            ("10.77.0.1/32", "10.77.0.2/24", "10.77.0.255", False),
+        ],
+    )
+    def test_to_all_hosts_of_a_network_that_has_such_an_address(
+        self, ours: str, peer: str, last: str, passes: bool
+    ) -> None:
+        plan = make_plan(addresses=[ours], routes=["10.77.0.2/32"])
+        agreement = Agreement(plan, terms(peer, "10.77.0.2/32"))
+        source = packed(peer.partition("/")[0])
+        assert agreement.admits(source, packed(last)) is passes
+        assert agreement.admits(source, packed(ours.partition("/")[0]))
+        assert agreement.admits(source, packed("224.0.0.251"))
+
+    def test_a_host_alone_is_not_taken_for_all_of_its_network(self) -> None:
+        plan = make_plan(addresses=["10.77.0.1/32"], routes=["10.77.0.2/32"])
+        agreement = Agreement(plan, terms("10.77.0.2/32"))
+        assert list(map(str, agreement.destinations)) == ["10.77.0.1/32", "224.0.0.0/4"]
 
     def test_whoever_makes_up_pairs_fills_no_memory(self) -> None:
         agreement, chance = Agreement(self.PLAN, self.THEIRS), random.Random(1)

@@ -12,16 +12,21 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from nat_traverse.carry import vpn as vpn_module
+from nat_traverse.carry import vpn_device
 from nat_traverse.carry.addressing import Plan, make_plan
-from nat_traverse.carry.vpn import Vpn, VpnDropped, VpnNarrowed, VpnUp
+from nat_traverse.carry.vpn import Vpn, VpnDropped, VpnResized, VpnUp
 from nat_traverse.errors import (
     DeniedError,
     DeviceError,
+    LocalNetworkError,
     LocalProtocolError,
     NotAgreedError,
     PeerGoneError,
+    UsageError,
 )
 from nat_traverse.link.establish import Purpose
+from nat_traverse.model import Endpoint, ErrorKind, NetworkError
+from nat_traverse.net.errqueue import QueuedError
 from nat_traverse.net.tun import MAX_FRAME, Offload
 from nat_traverse.net.udp import UdpSocket
 from nat_traverse.tunnel import keying, sealing
@@ -34,7 +39,9 @@ from support.links import links
 from support.packets import ADDRESSES, Headers, finish, ipv4, partial, tcp, udp, verify, whole
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+    from collections.abc import Set as AbstractSet
+    from typing import Any
 
     from nat_traverse.carry.addressing import Address
     from nat_traverse.carry.vpn import VpnEvent
@@ -45,6 +52,10 @@ _T = TypeVar("_T")
 LEFT = make_plan(addresses=["10.77.0.1/24", "fd77::1/64"])
 RIGHT = make_plan(addresses=["10.77.0.2/24", "fd77::2/64"])
 OUTER = ip_address("127.0.0.1")  # the peer, as the link sees it
+OTHER, INSIDE = ip_address("127.0.0.9"), ip_address("10.77.0.1")
+# All of IPv4 through the right end.
+ALL = make_plan(addresses=["10.77.0.1/24"], routes=["0.0.0.0/0"])
+OFFERED = make_plan(addresses=["10.77.0.2/24"], announced=["0.0.0.0/0"])
 PART = 5  # bytes that a part is larger than what is in it
 
 # What a device holds while it is not read; more than any test puts into it at a time.
@@ -55,13 +66,15 @@ class FakeTun:
     """The program's side of a device: each packet of a pair of sockets is a frame."""
 
     offload = Offload.USO4
+    name, index = "nat0", 7
 
-    def __init__(self) -> None:
+    def __init__(self, _name: str = "nat0") -> None:
         self.inside, self.outside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for each in (self.inside, self.outside):
             each.setblocking(False)
             for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                 each.setsockopt(socket.SOL_SOCKET, option, ROOM)
+        tuns.append(self)
         self.reads = 0
         self.refused = 0
         self.error: DeviceError | None = None
@@ -82,18 +95,25 @@ class FakeTun:
         self.inside.sendmsg(buffers)
         return True
 
+    def close(self) -> None:
+        """Leave it open: a session that is about to end still asks for its descriptor."""
+
+
+tuns: list[FakeTun] = []
+
 
 class FakeDevice:
     """A device that notes what it was told."""
 
     name = "nat0"
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, keep: AbstractSet[str]) -> None:
         self.plan = plan
+        self.keep = keep
         self.tun = FakeTun()
         self.mtu = 0
         self.configured: list[tuple[int, Address]] = []
-        self.around: list[Address] = []
+        self.around: list[list[Address]] = []
         self.error: DeviceError | None = None
         self.closed = 0
         made.append(self)
@@ -104,8 +124,8 @@ class FakeDevice:
         self.mtu = mtu
         self.configured.append((mtu, outer))
 
-    def go_around(self, outer: Address) -> None:
-        self.around.append(outer)
+    def go_around(self, outers: Iterable[Address]) -> None:
+        self.around.append(list(outers))
         if self.error is not None:
             raise self.error
 
@@ -114,11 +134,16 @@ class FakeDevice:
 
     def read_packets(self) -> list[bytes]:
         """Return what was written to it since the last time, as packets on a wire."""
-        found = []
-        with suppress(BlockingIOError):
-            while True:
-                found += finish(self.tun.outside.recv(MAX_FRAME))
-        return found
+        return read_packets(self.tun)
+
+
+def read_packets(tun: FakeTun) -> list[bytes]:
+    """Return what was written to a device since the last time, as packets on a wire."""
+    found = []
+    with suppress(BlockingIOError):
+        while True:
+            found += finish(tun.outside.recv(MAX_FRAME))
+    return found
 
 
 made: list[FakeDevice] = []
@@ -127,11 +152,34 @@ made: list[FakeDevice] = []
 @pytest.fixture(autouse=True)
 def devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     made.clear()
+    tuns.clear()
     monkeypatch.setattr(vpn_module, "VpnDevice", FakeDevice)
     yield
-    for device in made:
-        device.tun.inside.close()
-        device.tun.outside.close()
+    for tun in tuns:
+        tun.inside.close()
+        tun.outside.close()
+
+
+class FakeKernel:
+    """A kernel that does as it is told; it notes each MTU."""
+
+    def __getattr__(self, _name: str) -> Any:
+        return lambda *_: None
+
+    def set_mtu(self, _index: int, mtu: int) -> None:
+        mtus.append(mtu)
+
+
+mtus: list[int] = []
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the real VpnDevice, between a device and a kernel that are none."""
+    mtus.clear()
+    monkeypatch.setattr(vpn_module, "VpnDevice", vpn_device.VpnDevice)
+    monkeypatch.setattr(vpn_device, "Tun", FakeTun)
+    monkeypatch.setattr(vpn_device, "Kernel", FakeKernel)
 
 
 class End:
@@ -148,6 +196,13 @@ class End:
     def use(self, link: Link) -> None:
         self.link = link
         self.task = asyncio.ensure_future(self.vpn.use(link))
+
+    def say_too_big(self, mtu: int) -> None:
+        """Have a router say, or somebody who plays one, that the path takes so many bytes."""
+        sock = self.link._sockets[self.link.tunnel.path.socket]
+        error = NetworkError(ErrorKind.TOO_BIG, errno.EMSGSIZE, "192.0.2.1", mtu=mtu)
+        sock._refusals.append(QueuedError(self.link.peer, error, b""))
+        self.link._guarded(self.link._read, self.link.tunnel.path.socket)
 
     def all(self, kind: type[_T]) -> list[_T]:
         return [event for event in self.events if isinstance(event, kind)]
@@ -180,7 +235,7 @@ class End:
         found: list[bytes] = []
         while len(found) < number:
             await asyncio.sleep(0.002)
-            found += self.device.read_packets()
+            found += read_packets(self.device.tun)
         return found
 
     @property
@@ -290,6 +345,10 @@ class TestPackets:
                 answer = (await left.packets(1))[0]
                 headers = Headers(version, 0, 20 if version == 4 else 40, 0, b"")
                 message = answer[headers.start :]
+                # The kernel takes nothing from outside that claims to come from itself.
+                place = slice(12, 20) if version == 4 else slice(8, 40)
+                here, there = ADDRESSES[version]
+                assert answer[place] == there + here
                 if version == 4:
                     assert (answer[9], message[:2]) == (1, b"\x03\x04")  # RFC 792, RFC 1191
                     assert int.from_bytes(message[6:8], "big") == left.device.mtu
@@ -651,6 +710,9 @@ class TestDropped:
                 assert numbers(await right.packets(1)) == [3]
                 assert right.vpn.dropped == {"forged": 1, "replayed": 4}
                 assert not right.task.done()
+                left.link.abort()
+                await right.ended()
+                assert right.all(VpnDropped) == [VpnDropped({"forged": 1, "replayed": 4})]
 
         run(main())
 
@@ -729,6 +791,32 @@ class TestLinks:
                 await asyncio.gather(left.link.leave(), right.link.leave())
                 assert await left.ended() is None
                 assert await right.ended() is None
+
+        run(main())
+
+    def test_one_that_is_over_leaves_no_keys(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The next search may take hours, and this memory may be looked at meanwhile."""
+        forgotten: list[keying.Keying] = []
+        forget = keying.Keying.forget
+
+        def noted(self: keying.Keying) -> None:
+            forgotten.append(self)
+            forget(self)
+
+        monkeypatch.setattr(keying.Keying, "forget", noted)
+
+        async def main() -> None:
+            async with up() as (left, right):
+                sessions = left.session, right.session
+                assert forgotten == []
+                left.link.abort()
+                for end in (left, right):
+                    await end.ended()
+                assert {*forgotten} == {each._keying for each in sessions}
+                for each in sessions:
+                    assert each._keying.sealer is None
+                    assert not each.names
+                assert left.vpn.dropped == right.vpn.dropped == {}
 
         run(main())
 
@@ -820,13 +908,33 @@ class TestFailures:
         run(main())
 
     def test_a_device_that_can_not_be_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(_: Plan) -> None:
+        def refuse(*_: object) -> None:
             raise DeniedError("no")
 
         monkeypatch.setattr(vpn_module, "VpnDevice", refuse)
         vpn = Vpn(LEFT, lambda _: None)
         with pytest.raises(DeniedError):
             vpn.open()
+        vpn.close()
+
+    @pytest.mark.parametrize(
+        ("user", "error"), [("no-such-user-here", UsageError), ("nobody", DeniedError)]
+    )
+    def test_a_user_that_nobody_can_become_is_told_at_once(
+        self, user: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is needed once both sides have agreed, which may be hours later."""
+        monkeypatch.setattr("os.geteuid", lambda: 12_345)
+        vpn = Vpn(make_plan(addresses=["10.77.0.1/24"], user=user), lambda _: None)
+        with pytest.raises(error):
+            vpn.open()
+        assert made == []
+        vpn.close()
+
+    def test_the_rights_that_are_kept_are_the_devices(self) -> None:
+        vpn = Vpn(LEFT, lambda _: None, frozenset({"net_bind_service"}))
+        vpn.open()
+        assert made[0].keep == {"net_bind_service"}
         vpn.close()
 
 
@@ -843,7 +951,7 @@ class TestPath:
                 session.path_narrowed(1400)  # nor is a larger one
                 mtu = 1300 - OVERHEAD - PART
                 assert left.device.configured[1:] == [(mtu, OUTER)]
-                assert left.all(VpnNarrowed) == [VpnNarrowed("nat0", mtu)]
+                assert left.all(VpnResized) == [VpnResized("nat0", mtu)]
                 frame = partial(tcp(bytes(range(250)) * 20), before - 40)
                 left.send(frame, whole(udp(bytes(mtu - 28))), whole(udp(bytes(mtu - 28 + 10))))
                 found = await right.packets(6)
@@ -856,14 +964,151 @@ class TestPath:
 
         run(main())
 
-    def test_that_is_too_narrow_ends_it(self) -> None:
+    def test_that_the_device_can_not_follow_ends_it(self) -> None:
         async def main() -> None:
             async with up() as (left, right):
-                left.device.error = DeviceError("IPv6 needs 1280")
+                left.device.error = DeviceError("somebody has deleted it")
                 left.session.path_narrowed(1200)
                 assert await left.ended() is left.device.error
-                assert left.all(VpnNarrowed) == []
+                assert left.all(VpnResized) == []
                 assert isinstance(await right.ended(), PeerGoneError)
+
+        run(main())
+
+    @pytest.mark.usefixtures("kernel")
+    def test_that_is_said_to_be_too_narrow_for_ipv6_does_it_no_harm(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever guesses the ports can say so, with one forged packet of ICMP."""
+        monkeypatch.setattr(vpn_module, "_WIDEN", 0.02)
+        known = [1300]
+        monkeypatch.setattr(vpn_module, "path_mtu", lambda _: known[-1])
+
+        async def main() -> None:
+            async with up() as (left, right):
+                before = left.device.mtu
+                assert mtus == [before, before]
+                left.say_too_big(1300)
+                assert left.device.mtu == vpn_device.SMALLEST_IPV6 == mtus[-1]
+                assert left.all(VpnResized) == [VpnResized("nat0", 1280)]
+                sent = [bytes(range(250)) * 20, bytes(range(125)) * 40]
+                for version, payload in zip((4, 6), sent, strict=True):
+                    left.send(partial(tcp(payload, version=version), before - 60))
+                left.send(whole(udp(bytes(1200), version=4)), whole(udp(bytes(1100), version=6)))
+                found = await right.packets(12)
+                assert max(map(len, found)) <= 1300 - 28 - OVERHEAD - PART
+                for version, payload in zip((4, 6), sent, strict=True):
+                    head = 40 if version == 4 else 60
+                    parts = [each[head:] for each in found[:-2] if each[0] >> 4 == version]
+                    assert b"".join(parts) == payload
+                # As large as the device takes, and alone: it is cut, too.
+                alone = bytes(range(244)) * 5
+                left.send(whole(tcp(alone, version=6)))
+                assert b"".join(each[60:] for each in await right.packets(2)) == alone
+                right.send(whole(backwards(b"back")))
+                assert await left.packets(1) == [backwards(b"back")]
+                # As long as the kernel believes it, and then as before.
+                await asyncio.sleep(0.05)
+                assert left.device.mtu == 1280
+                known.append(65_536)
+                while left.device.mtu < before:  # noqa: ASYNC110 (it is a property)
+                    await asyncio.sleep(0.005)
+                assert left.all(VpnResized)[1:] == [VpnResized("nat0", before)]
+                left.send(whole(udp(bytes(before - 28))))
+                assert [len(each) for each in await right.packets(1)] == [before]
+                assert left.session._widening is None
+                assert left.vpn.dropped == right.vpn.dropped == {}
+                assert not left.task.done()
+
+        run(main())
+
+    def test_that_becomes_wider_step_by_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(vpn_module, "_WIDEN", 0.01)
+        known: list[int | None] = [None]
+
+        def path_mtu(_: Endpoint) -> int | None:
+            if known[-1] == 0:
+                raise LocalNetworkError("no route", errno.ENETUNREACH)
+            return known[-1]
+
+        monkeypatch.setattr(vpn_module, "path_mtu", path_mtu)
+
+        async def main() -> None:
+            async with up() as (left, _):
+                before = left.device.mtu
+                left.session.path_narrowed(600)
+                narrow = 600 - OVERHEAD - PART
+                expected = [narrow]
+                for mtu, now in (
+                    (None, narrow),  # a system that does not say
+                    (0, narrow),  # there is no network at present
+                    (500, narrow),  # narrower than was reported: datagrams that are lost will tell
+                    (1000, 1000 - 28 - OVERHEAD - PART),
+                    (9000, before),  # the peer can't take more
+                ):
+                    known.append(mtu)
+                    await asyncio.sleep(0.05)
+                    assert left.device.mtu == now
+                    expected += [now] if now != expected[-1] else []
+                assert [each.mtu for each in left.all(VpnResized)] == expected
+                assert left.session._widening is None
+
+        run(main())
+
+    def test_is_not_looked_at_any_more_when_it_is_over(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(vpn_module, "_WIDEN", 0.01)
+
+        async def main() -> None:
+            async with up() as (left, _):
+                left.session.path_narrowed(1000)
+                widening = left.session._widening
+                assert widening is not None
+                left.link.abort()
+                await left.ended()
+                assert widening.cancelled()
+                told = len(left.events)
+                await asyncio.sleep(0.03)
+                assert len(left.events) == told
+
+        run(main())
+
+    def test_is_not_believed_while_it_leads_into_the_device_itself(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As for a moment after this host has lost its way: sealed packets are too large there."""
+        monkeypatch.setattr(vpn_module, "_WIDEN", 0.01)
+        monkeypatch.setattr(vpn_module, "path_mtu", lambda _: 65_536)
+        sources: list[str | None] = ["127.0.0.1"]
+
+        def source_for(_: Endpoint) -> Endpoint:
+            source = sources[-1]
+            if source is None:
+                raise LocalNetworkError("no route", errno.ENETUNREACH)
+            return Endpoint(source, 1)
+
+        monkeypatch.setattr(vpn_module, "source_for", source_for)
+
+        async def main() -> None:
+            async with up() as (left, right):
+                before = left.device.mtu
+                for inside in ("10.77.0.1", "fd77::1"):
+                    sources.append(inside)
+                    left.say_too_big(before)
+                    assert (left.device.mtu, left.all(VpnResized)) == (before, [])
+                sources.append(None)
+                left.say_too_big(1400)
+                assert left.device.mtu == 1400 - 28 - OVERHEAD - PART
+                # Nor that it has become wide.
+                sources.append("10.77.0.1")
+                await asyncio.sleep(0.05)
+                assert left.device.mtu < before
+                sources.append("192.0.2.1")
+                while left.device.mtu < before:  # noqa: ASYNC110 (it is an attribute)
+                    await asyncio.sleep(0.005)
+                left.send(whole(udp(bytes(before - 28))))
+                assert [len(each) for each in await right.packets(1)] == [before]
 
         run(main())
 
@@ -886,9 +1131,7 @@ class TestPath:
         monkeypatch.setattr(vpn_module, "_LOOK", 0.01)
 
         async def main() -> None:
-            left = make_plan(addresses=["10.77.0.1/24"], routes=["0.0.0.0/0"])
-            right = make_plan(addresses=["10.77.0.2/24"], announced=["0.0.0.0/0"])
-            async with up(left, right) as both:
+            async with up(ALL, OFFERED) as both:
                 device = both[0].device
                 both[0].session.path_changed()
                 both[0].link.abort()
@@ -897,7 +1140,7 @@ class TestPath:
                 seen = len(device.around)
                 while len(device.around) < seen + 3:  # noqa: ASYNC110 (nothing announces it)
                     await asyncio.sleep(0.005)
-                assert set(device.around) == {OUTER}
+                assert all(each == [OUTER] for each in device.around)
                 both[0].vpn.close()
                 seen = len(device.around)
                 await asyncio.sleep(0.05)
@@ -910,15 +1153,101 @@ class TestPath:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async def main() -> None:
-            left = make_plan(addresses=["10.77.0.1/24"], routes=["0.0.0.0/0"])
-            right = make_plan(addresses=["10.77.0.2/24"], announced=["0.0.0.0/0"])
-            async with up(left, right) as (end, _):
+            async with up(ALL, OFFERED) as (end, _):
                 tunnel = end.link.tunnel
                 there = tunnel.path
                 moved = there._replace(remote=there.remote._replace(host="127.0.0.9"))
                 monkeypatch.setattr(tunnel, "path", moved)
                 end.session.path_changed()
-                assert end.vpn._outer == ip_address("127.0.0.9")
+                assert end.device.around[-1] == [OTHER]
                 monkeypatch.setattr(tunnel, "path", there)
 
         run(main())
+
+
+class TestKeepingWays:
+    """To where the peer is, or is looked for."""
+
+    @pytest.fixture(autouse=True)
+    def often(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(vpn_module, "_LOOK", 0.01)
+
+    @staticmethod
+    def opened(plan: Plan, mtu: int = 1400) -> tuple[Vpn, FakeDevice]:
+        vpn = Vpn(plan, lambda _: None)
+        vpn.open()
+        made[0].mtu = mtu
+        return vpn, made[0]
+
+    def test_to_several_addresses_at_once_and_again(self) -> None:
+        async def main() -> None:
+            vpn, device = self.opened(ALL)
+            outers = [OUTER, OTHER, OUTER]
+            vpn.keep_ways(iter(outers))
+            assert device.around == [[OUTER, OTHER]]  # before the first packet goes there
+            while len(device.around) < 4:  # noqa: ASYNC110 (nothing announces it)
+                await asyncio.sleep(0.005)
+            vpn.keep_ways([OTHER])
+            assert device.around[-1] == [OTHER]
+            seen = len(device.around)
+            await asyncio.sleep(0.05)
+            assert len(device.around) > seen
+            assert all(each == [OTHER] for each in device.around[seen:])
+            vpn.close()
+
+        run(main())
+
+    def test_one_of_them_inside_is_enough(self) -> None:
+        async def main() -> None:
+            vpn, device = self.opened(make_plan(addresses=["10.77.0.9/24"]))
+            vpn.keep_ways([OUTER, INSIDE])
+            assert device.around == [[OUTER, INSIDE]]
+            vpn.close()
+
+        run(main())
+
+    def test_is_nothing_to_do_where_none_leads_inside(self) -> None:
+        async def main() -> None:
+            vpn, device = self.opened(make_plan(addresses=["10.77.0.9/24"]))
+            vpn.keep_ways([OUTER, ip_address("2001:db8::1")])
+            await asyncio.sleep(0.03)
+            assert device.around == []
+            vpn.close()
+
+        run(main())
+
+    def test_begins_with_the_device(self) -> None:
+        """Until it is up, all ways are as they were."""
+
+        async def main() -> None:
+            vpn, device = self.opened(ALL, mtu=0)
+            vpn.keep_ways([OUTER])
+            await asyncio.sleep(0.03)
+            assert device.around == []
+            device.mtu = 1400
+            while not device.around:  # noqa: ASYNC110 (nothing announces it)
+                await asyncio.sleep(0.005)
+            vpn.close()
+
+        run(main())
+
+    def test_a_failure_is_tried_again(self) -> None:
+        async def main() -> None:
+            vpn, device = self.opened(ALL)
+            device.error = DeviceError("the network is down")
+            vpn.keep_ways([OUTER])
+            while len(device.around) < 3:  # noqa: ASYNC110 (nothing announces it)
+                await asyncio.sleep(0.005)
+            vpn.close()
+            seen = len(device.around)
+            await asyncio.sleep(0.03)
+            assert len(device.around) == seen
+
+        run(main())
+
+
+@pytest.mark.parametrize("host", ["fe80::1%eth0", "fe80::1", "192.0.2.1"])
+def test_the_address_of_an_endpoint(host: str) -> None:
+    address = vpn_module.address_of(Endpoint(host, 7))
+    assert address == ip_address(host.partition("%")[0])
+    assert getattr(address, "scope_id", None) is None

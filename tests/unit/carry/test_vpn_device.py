@@ -18,10 +18,15 @@ from nat_traverse.net.tun import AUTOMATIC
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
+    from nat_traverse.carry.addressing import Address, Network
+
 OUTER = ip_address("203.0.113.2")
 OTHER = ip_address("203.0.113.9")
-GATEWAY = ip_address("192.0.2.1")
-WAY = Route(3, GATEWAY, None)  # through another device
+GATEWAY, NEXT = ip_address("192.0.2.1"), ip_address("192.0.2.9")
+WAY = Route(3, GATEWAY, ip_address("192.0.2.7"))  # through another device
+
+# The networks of the two alone, as they are routed.
+ALONE, OTHER_ALONE = ip_network(OUTER), ip_network(OTHER)
 
 
 class FakeTun:
@@ -38,7 +43,10 @@ class FakeTun:
 
 
 class FakeKernel:
-    """A kernel that does as it is told, except for what is in `failing`."""
+    """A kernel that does as it is told, except for what is in `failing`.
+
+    Of routes to single hosts it has a table, which knows those of this program from the user's.
+    """
 
     def __getattr__(self, name: str) -> Any:
         def act(*arguments: object, **named: object) -> bool:
@@ -50,21 +58,46 @@ class FakeKernel:
 
         return act
 
-    def route_to(self, address: object, *, besides: int) -> Route | None:
+    def add_route(self, network: Network, index: int, **gateway: Address | None) -> None:
+        self.__getattr__("add_route")(network, index, **gateway)
+        if index != FakeTun.index:
+            if network in ours or network in theirs:
+                raise in_use(errno.EEXIST)
+            ours[network] = Route(index, gateway["gateway"], None)
+
+    def delete_route(self, network: Network, index: int, *, gateway: Address | None) -> None:
+        self.__getattr__("delete_route")(network, index, gateway=gateway)
+        assert ours.pop(network)[:2] == (index, gateway)
+
+    def is_ours(self, network: Network) -> Route | None:
+        return ours.get(network)
+
+    def route_to(
+        self, address: Address, *, besides: int, without: tuple[Network, Route] | None = None
+    ) -> Route | None:
         assert besides == FakeTun.index
         done.append(("route_to", address))
-        return ways[-1]
+        network = ip_network(address)
+        if network in ours and (
+            without is None
+            or without[0] != network
+            or without[1][:2] != ours[network][:2]  # it has no source of its own
+        ):
+            return ours[network]
+        return theirs.get(network, ways[-1])
 
 
 done: list[tuple[object, ...]] = []
 failing: dict[str, Exception] = {}
 ways: list[Route | None] = []
+ours: dict[Network, Route] = {}
+theirs: dict[Network, Route] = {}  # the user's
 dropped: list[tuple[str, frozenset[str]]] = []
 
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for each in (done, failing, dropped):
+    for each in (done, failing, dropped, ours, theirs):
         each.clear()
     ways[:] = [WAY]
 
@@ -159,26 +192,22 @@ class TestConfiguring:
             ("set_mtu", 7, 1350),
             ("set_up", 7),
             ("route_to", OUTER),
-            ("add_route", ip_network(f"{OUTER}/32"), 3, GATEWAY),
-            ("route_to", OUTER),
+            ("add_route", ALONE, 3, GATEWAY),
             ("add_route", ip_network("0.0.0.0/1"), 7),
             ("add_route", ip_network("128.0.0.0/1"), 7),
         ]
 
     @pytest.mark.parametrize("version", [4, 6])
-    def test_ipv6_needs_its_room(self, version: int) -> None:
+    def test_ipv6_keeps_its_room_on_a_path_that_has_less(self, version: int) -> None:
+        """Without, the kernel would take the IPv6 addresses away."""
         address = "10.77.0.1/24" if version == 4 else "fd77::1/64"
         device = VpnDevice(make_plan(addresses=[address]))
         take()
-        if version == 4:
-            device.configure(SMALLEST_IPV6 - 1, OUTER)
-            return
-        with pytest.raises(DeviceError, match=r"IPv6 needs 1280"):
-            device.configure(SMALLEST_IPV6 - 1, OUTER)
-        assert take() == []
-        device.configure(SMALLEST_IPV6, OUTER)
-        with pytest.raises(DeviceError, match=r"packets of 1000 bytes"):
-            device.configure(1000, OUTER)
+        for mtu in (SMALLEST_IPV6 - 1, SMALLEST_IPV6 + 1, 600):
+            device.configure(mtu, OUTER)
+            expected = mtu if version == 4 else max(mtu, SMALLEST_IPV6)
+            assert device.mtu == expected
+            assert take()[0] == ("set_mtu", 7, expected)
 
     def test_a_route_that_is_refused_is_told(self) -> None:
         failing["add_route"] = in_use(errno.EEXIST)
@@ -197,38 +226,103 @@ class TestGoingAround:
 
     def test_is_for_a_peer_that_the_routes_cover(self) -> None:
         device = self.up("192.168.7.0/24", "fd07::/64")
-        device.go_around(OUTER)
-        device.go_around(ip_address("2001:db8::1"))
+        device.go_around([OUTER, ip_address("2001:db8::1")])
         assert take() == []
+
+    @pytest.mark.parametrize(
+        ("address", "outer"),
+        [("203.0.113.77/24", OUTER), ("2001:db8::77/64", ip_address("2001:db8::2"))],
+    )
+    def test_is_for_a_peer_inside_of_the_network_of_the_vpn_itself(
+        self, address: str, outer: Address
+    ) -> None:
+        """The kernel routes that to the device as soon as it is up."""
+        device = VpnDevice(make_plan(addresses=[address]))
+        assert device.leads_inside(outer)
+        device.configure(1350, outer)
+        assert ours == {ip_network(outer): Route(3, GATEWAY, None)}
+        device.close()
+        assert ours == {}
 
     def test_changes_nothing_as_long_as_nothing_changes(self) -> None:
         device = self.up("0.0.0.0/0")
         for _ in range(3):
-            device.go_around(OUTER)
+            device.go_around([OUTER])
         assert names() == ["route_to"] * 3
 
     def test_follows_the_peer(self) -> None:
         device = self.up("0.0.0.0/0")
-        device.go_around(OTHER)
+        device.go_around([OTHER])
         assert take() == [
+            ("delete_route", ALONE, 3, GATEWAY),
             ("route_to", OTHER),
-            ("delete_route", ip_network(f"{OUTER}/32"), 3, GATEWAY),
-            ("add_route", ip_network(f"{OTHER}/32"), 3, GATEWAY),
-            ("route_to", OTHER),
+            ("add_route", OTHER_ALONE, 3, GATEWAY),
         ]
         device.close()
-        assert take()[0] == ("delete_route", ip_network(f"{OTHER}/32"), 3, GATEWAY)
+        assert take()[0] == ("delete_route", OTHER_ALONE, 3, GATEWAY)
+
+    def test_is_for_several_and_leaves_those_that_are_not_wanted_any_more(self) -> None:
+        device = self.up("0.0.0.0/0")
+        device.go_around([OUTER, OTHER, ip_address("2001:db8::1")])
+        assert set(ours) == {ALONE, OTHER_ALONE}
+        third = ip_address("198.51.100.1")
+        device.go_around([OTHER, third])
+        assert set(ours) == {OTHER_ALONE, ip_network(third)}
+        assert names().count("add_route") == 2  # nothing of what is there already is touched
+        device.go_around([])
+        assert ours == {}
+        device.go_around([OUTER, OTHER])
+        device.close()
+        assert ours == {}
 
     def test_follows_this_host_to_another_network(self) -> None:
         device = self.up("0.0.0.0/0")
         ways.append(Route(4, None, None))
-        device.go_around(OUTER)
-        assert ("add_route", ip_network(f"{OUTER}/32"), 4, None) in take()
+        device.go_around([OUTER])
+        assert take()[1:] == [
+            ("delete_route", ALONE, 3, GATEWAY),
+            ("add_route", ALONE, 4, None),
+        ]
+
+    def test_follows_this_host_to_another_router_of_the_same_device(self) -> None:
+        """Nothing takes the old way away: it would lead to where there is nobody any more."""
+        device = self.up("0.0.0.0/0")
+        ways.append(Route(3, NEXT, None))
+        for _ in range(2):
+            device.go_around([OUTER])
+        assert take() == [
+            ("route_to", OUTER),
+            ("delete_route", ALONE, 3, GATEWAY),
+            ("add_route", ALONE, 3, NEXT),
+            ("route_to", OUTER),
+        ]
+
+    def test_makes_again_what_has_vanished(self) -> None:
+        """As when a device was down for a moment."""
+        device = self.up("0.0.0.0/0")
+        ours.clear()
+        device.go_around([OUTER])
+        assert ours == {ALONE: Route(3, GATEWAY, None)}
+        device.close()
+        assert ours == {}
+
+    @pytest.mark.parametrize("way", [WAY, Route(3, GATEWAY, None)])
+    @pytest.mark.parametrize("gateway", [GATEWAY, NEXT])
+    def test_takes_over_what_an_earlier_run_has_left(self, gateway: Address, way: Route) -> None:
+        """At once, since its gateway may be gone; and it is removed at the end."""
+        ways.append(way)
+        ours[ALONE] = Route(3, gateway, None)
+        device = self.up("0.0.0.0/0")
+        assert ours == {ALONE: Route(3, GATEWAY, None)}
+        device.go_around([OUTER])
+        assert names() == ["route_to"]
+        device.close()
+        assert ours == {}
 
     def test_waits_while_there_is_no_network(self) -> None:
         device = self.up("0.0.0.0/0")
         ways.append(None)
-        device.go_around(OUTER)
+        device.go_around([OUTER])
         assert names() == ["route_to"]
 
     def test_needs_a_way_to_begin_with(self) -> None:
@@ -238,19 +332,21 @@ class TestGoingAround:
             device.configure(1350, OUTER)
 
     def test_leaves_a_route_of_the_users_alone(self) -> None:
+        theirs[OTHER_ALONE] = Route(3, NEXT, None)
         device = self.up("203.0.113.0/24")
-        failing["add_route"] = in_use(errno.EEXIST)
-        device.go_around(OTHER)
-        take()
+        for _ in range(2):
+            device.go_around([OTHER])
+        assert names().count("delete_route") == 1  # of the way to the other one
         device.close()
         assert "delete_route" not in names()
+        assert ours == {}
 
     @pytest.mark.parametrize("error", [in_use(errno.EPERM), DeviceError("for no reason")])
     def test_tells_what_is_refused(self, error: DeviceError) -> None:
         device = self.up("0.0.0.0/0")
         failing["add_route"] = error
         with pytest.raises(DeviceError):
-            device.go_around(OTHER)
+            device.go_around([OTHER])
         device.close()
 
 
@@ -262,10 +358,21 @@ class TestUser:
         assert names()[-1] == "drop_to"
         assert dropped == [("nobody", frozenset())]
         device.configure(1300, OUTER)
-        device.go_around(OTHER)
+        device.go_around([OTHER])
         assert take() == []
         assert device.mtu == 1350
         assert len(dropped) == 1
+
+    @pytest.mark.parametrize("route", ["192.168.7.0/24", "0.0.0.0/0"])
+    def test_keeps_what_else_is_needed(self, route: str) -> None:
+        """That is no right to change the device."""
+        device = VpnDevice(plan(route, user="nobody"), frozenset({"net_bind_service"}))
+        device.configure(1350, OUTER)
+        ((_, kept),) = dropped
+        is_around = route == "0.0.0.0/0"
+        assert kept == {"net_bind_service"} | ({"net_admin"} if is_around else set())
+        device.configure(1300, OUTER)
+        assert device.mtu == (1300 if is_around else 1350)
 
     def test_keeps_the_right_to_undo_the_way_around(self) -> None:
         device = VpnDevice(plan("0.0.0.0/0", user="nobody"))
@@ -275,7 +382,7 @@ class TestUser:
         assert device.mtu == 1300
         take()
         device.close()
-        assert take()[0] == ("delete_route", ip_network(f"{OTHER}/32"), 3, GATEWAY)
+        assert take()[0] == ("delete_route", OTHER_ALONE, 3, GATEWAY)
 
     def test_that_nobody_may_become_is_told(self) -> None:
         failing["drop_to"] = DeniedError("not root")
@@ -291,7 +398,7 @@ class TestClosing:
         take()
         device.close()
         assert take() == [
-            ("delete_route", ip_network(f"{OUTER}/32"), 3, GATEWAY),
+            ("delete_route", ALONE, 3, GATEWAY),
             ("close",),
             ("tun closed",),
         ]
@@ -303,6 +410,5 @@ class TestClosing:
         device.configure(1350, OUTER)
         failing["delete_route"] = DeniedError("no right any more")
         take()
-        with pytest.raises(DeniedError):
-            device.close()
+        device.close()
         assert names()[-2:] == ["close", "tun closed"]

@@ -14,7 +14,7 @@ from nat_traverse.carry.datagram_relay import DatagramsDropped, DatagramTooLarge
 from nat_traverse.carry.receiver import OutputOverflowed
 from nat_traverse.carry.stream_relay import AllArrived, AllDelivered
 from nat_traverse.carry.streams import Forwarded, ForwardRefused, Listening, ListeningEnded
-from nat_traverse.carry.vpn import VpnDropped, VpnNarrowed, VpnUp
+from nat_traverse.carry.vpn import VpnDropped, VpnResized, VpnUp
 from nat_traverse.carry.wireguard import Configuration
 from nat_traverse.cli.explain import Explanation
 from nat_traverse.cli.report import (
@@ -136,7 +136,7 @@ TUNNEL_EVENTS: list[tuple[Any, int, str, str]] = [
     (REFUSED_HERE, NORMAL, "forward-refused", "h:2: refused by this side: nobody listens there"),
     (Forwarded("-L 1:h:2", "[::1]:7"), VERBOSE, "forwarded", "-L 1:h:2: a connection from [::1]:7"),
     (VPN_UP, NORMAL, "vpn-up", "nat0 is up: 10.77.0.1/24 here, 10.77.0.2 there, and 192.168.7.0/"),
-    (VpnNarrowed("nat0", 1200), NORMAL, "vpn-narrowed", "the MTU of nat0 is 1200 now"),
+    (VpnResized("nat0", 1200), NORMAL, "vpn-resized", "the MTU of nat0 is 1200 now"),
     (VPN_DROPPED, NORMAL, "vpn-dropped", "did not pass: foreign 3, malformed 1"),
     (events.PeerClosed(Closing.NOT_AGREED, "7"), VERBOSE, "closed", "the tunnel: not agreed"),
     (DatagramTooLarge(1500, 1300), NORMAL, "too-large", "1500 bytes was not sent: the path takes"),

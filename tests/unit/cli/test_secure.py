@@ -25,9 +25,12 @@ from nat_traverse.errors import (
     NatTraverseError,
     NotAgreedError,
     PeerGoneError,
+    UsageError,
 )
 from nat_traverse.link.establish import Purpose
+from nat_traverse.model import Endpoint
 from nat_traverse.punch.settings import DATAGRAM_SIZE, LARGE_DATAGRAM_SIZE
+from nat_traverse.session import Opened
 from nat_traverse.tunnel.events import Closing
 from nat_traverse.wire.hello import HELLO_MAGIC, Mode
 from support.ends import free_ports
@@ -38,10 +41,11 @@ from support.loopback import V4, Wire, exchange, old_peer, pair, shake_hands, su
 from support.programs import ours
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+    from collections.abc import Set as AbstractSet
 
     from nat_traverse.api import Settings
-    from nat_traverse.carry.addressing import Plan
+    from nat_traverse.carry.addressing import Address, Plan
     from nat_traverse.session import PunchSettings
     from support.programs import Program
 
@@ -53,8 +57,8 @@ def noise(size: int, seed: int) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-def requested(*words: str) -> Connect:
-    request = parse([*words, "40000:127.0.0.1:40001"], {})
+def requested(*words: str, port: int = 40000) -> Connect:
+    request = parse([*words, f"{port}:127.0.0.1:40001"], {})
     assert isinstance(request, Connect)
     return request
 
@@ -103,6 +107,8 @@ def test_how_long_the_peer_may_be_silent(words: tuple[str, ...], consent: float)
 class Lost:
     """A link as far as `--retry` is concerned; `use` ends with `error`."""
 
+    peer = Endpoint("203.0.113.7", 40_008)
+
     def __init__(self, error: Exception | None, *, is_client: bool = True) -> None:
         self.error = error
         self.tunnel = SimpleNamespace(session=b"of this link", is_client=is_client)
@@ -131,8 +137,9 @@ class Told:
 class FakeVpn:
     """A VPN that notes what is done to it, and does what its links say."""
 
-    def __init__(self, plan: Plan, _observe: object) -> None:
+    def __init__(self, plan: Plan, _observe: object, keep: AbstractSet[str]) -> None:
         self.plan = plan
+        self.keep = keep
         self.device = None
         self.dropped: dict[str, int] = {}
         self.done: list[object] = []
@@ -142,6 +149,9 @@ class FakeVpn:
         self.done.append("open")
         if unable:
             raise unable[0]
+
+    def keep_ways(self, outers: Iterable[Address]) -> None:
+        self.done.append(list(map(str, outers)))
 
     async def use(self, link: Lost) -> None:
         self.done.append(link)
@@ -157,7 +167,7 @@ unable: list[NatTraverseError] = []
 
 
 def carry(
-    monkeypatch: pytest.MonkeyPatch, links: list[Lost], *words: str
+    monkeypatch: pytest.MonkeyPatch, links: list[Lost], *words: str, port: int = 40000
 ) -> tuple[list[Settings], Told, int]:
     """Run a VPN over these links, one after the other: what was looked for, told and returned."""
     made.clear()
@@ -173,7 +183,7 @@ def carry(
     monkeypatch.setattr(secure, "watched", watched)
     monkeypatch.setattr(secure, "_REST", 0.0)
     told.observe = lambda _: None  # type: ignore[attr-defined]
-    request = requested("--vpn", "10.0.0.1/24", *words)
+    request = requested("--vpn", "10.0.0.1/24", *words, port=port)
     code = asyncio.run(secure.use_secure(request, told))  # type: ignore[arg-type]
     assert isinstance(code, int)
     return wanted, told, code
@@ -224,6 +234,8 @@ class TestVpn:
             carry(monkeypatch, links, "--retry")
         first, second = wanted
         assert (first.timeout, first.local_port, first.remote_port) == (None, 40_007, 40_001)
+        # By that address, if its name can't be looked up: the way there may be the VPN itself.
+        assert (first.peer, first.last_known) == ("127.0.0.1", "203.0.113.7")
         assert first.spare is not None
         assert second.spare == first.spare[::-1]  # as the other side has it
         assert texts == ["The other side ended the tunnel."] * 2
@@ -242,6 +254,75 @@ class TestVpn:
             carry(monkeypatch, [])
         assert caught.value.exit_code == errno.EACCES
         assert made[0].done == ["open", "close"]
+
+    def test_each_search_goes_beside_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The ways are there before anything is sent, and before anybody hears of it."""
+        remotes = Endpoint("203.0.113.9", 40_001), Endpoint("fe80::9%eth0", 40_001)
+        opened = Opened(40_000, (), remotes, (), ())
+        links = [Lost(None), Lost(PeerGoneError("Silence.", errno.ETIMEDOUT))]
+        coming = iter(links)
+
+        async def reach(_: Settings, observe: Callable[[object], None]) -> Lost:
+            observe("resolving")
+            observe(opened)
+            made[0].done.append("hello")
+            return next(coming)
+
+        async def watched(
+            report: Told, find: Callable[..., Awaitable[Lost]], settings: Settings
+        ) -> Lost:
+            if made[0].done[-1] is links[1]:
+                raise KeyboardInterrupt
+            return await find(settings, report.observe)  # type: ignore[attr-defined]
+
+        def observe(event: object) -> None:
+            made[0].done.append(event)
+
+        monkeypatch.setattr("nat_traverse.carry.vpn.Vpn", FakeVpn)
+        monkeypatch.setattr(secure, "reach", reach)
+        monkeypatch.setattr(secure, "watched", watched)
+        monkeypatch.setattr(secure, "_REST", 0.0)
+        made.clear()
+        told = Told()
+        told.observe = observe  # type: ignore[attr-defined]
+        request = requested("--vpn", "10.0.0.1/24", "--retry")
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(secure.use_secure(request, told))  # type: ignore[arg-type]
+        search = ["resolving", ["203.0.113.9", "fe80::9"], opened, "hello"]
+        assert made[0].done == ["open", *search, links[0], *search, links[1], "close"]
+
+    @pytest.mark.parametrize(
+        ("port", "words", "kept"),
+        [
+            (443, ("--retry",), {"net_bind_service"}),
+            (1023, ("--retry",), {"net_bind_service"}),
+            (1024, ("--retry",), set()),
+            (0, ("--retry",), set()),  # the system chooses one that is open to all
+            (443, (), set()),  # it is bound once, as root
+        ],
+    )
+    def test_keeps_the_right_to_bind_its_port_again(
+        self, port: int, words: tuple[str, ...], kept: set[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        link = Lost(NotAgreedError("Not this address.") if words else None)
+        with suppress(NotAgreedError):
+            carry(monkeypatch, [link], *words, "--user", "nobody", port=port)
+        assert made[0].keep == kept
+
+    def test_more_networks_than_can_be_announced_are_told_at_once(self) -> None:
+        networks = [f"--announce=10.{each}.0.0/16" for each in range(256)]
+        with pytest.raises(UsageError, match="256 networks do not fit"):
+            requested("--vpn", "10.0.0.1/24", *networks)
+
+    def test_an_unknown_user_is_told_before_anybody_is_looked_for(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("nat_traverse.carry.vpn.VpnDevice", None)  # nor is a device made
+        words = ("--json", "--vpn", "10.0.0.1/24", "--user", "no-such-user-here")
+        assert main([*words, "40000:127.0.0.1:40001"]) == 2
+        told = capsys.readouterr().err
+        assert "There is no user 'no-such-user-here'" in told
+        assert "opened" not in told
 
 
 def test_errors_of_a_vpn_have_exit_codes() -> None:

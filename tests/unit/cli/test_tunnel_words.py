@@ -7,7 +7,7 @@ import pytest
 
 from nat_traverse.api import Rejected, Unfinished
 from nat_traverse.carry.streams import ForwardEvent, ForwardRefused, Traffic
-from nat_traverse.carry.vpn import VpnDropped, VpnNarrowed, VpnUp
+from nat_traverse.carry.vpn import VpnDropped, VpnResized, VpnUp
 from nat_traverse.cli.report import JsonReport, Report
 from nat_traverse.cli.settings import NORMAL, VERBOSE, Connect
 from nat_traverse.cli.tunnel_words import tunnel_words
@@ -110,9 +110,9 @@ def test_a_vpn_is_told_with_all_its_addresses() -> None:
 
 
 def test_what_becomes_of_a_vpn_is_told() -> None:
-    told = words(VpnNarrowed("nat0", 1200))
-    assert told.text == "the path takes less than before: the MTU of nat0 is 1200 now"
-    assert (told.event, told.fields) == ("vpn-narrowed", {"device": "nat0", "mtu": 1200})
+    told = words(VpnResized("nat0", 1200))
+    assert told.text == "the path takes other sizes than before: the MTU of nat0 is 1200 now"
+    assert (told.event, told.fields) == ("vpn-resized", {"device": "nat0", "mtu": 1200})
     told = words(VpnDropped({"too large": 2, "foreign": 17}))
     assert told.text == "did not pass: foreign 17, too large 2"  # always in the same order
     assert (told.event, told.fields) == (

@@ -970,8 +970,8 @@ class TestNarrowing:
         ("port", "kind", "mtu", "told"),
         [
             (0, ErrorKind.TOO_BIG, 1300, [1272]),
-            (0, ErrorKind.TOO_BIG, 576, [548]),
-            (0, ErrorKind.TOO_BIG, 575, []),
+            (0, ErrorKind.TOO_BIG, 552, [524]),
+            (0, ErrorKind.TOO_BIG, 551, []),
             (0, ErrorKind.TOO_BIG, 0, []),
             (1, ErrorKind.TOO_BIG, 1300, []),  # about somebody else
             (0, ErrorKind.HOST_UNREACHABLE, 1300, []),
@@ -989,6 +989,40 @@ class TestNarrowing:
                 one._guarded(one._read, one.tunnel.path.socket)
                 assert user.sizes == told
                 assert not one.is_over
+
+        run(main())
+
+    @pytest.mark.parametrize(("mtu", "told"), [(1400, [1352]), (1280, [1232]), (1279, []), (0, [])])
+    def test_what_a_router_says_of_ipv6(
+        self, mtu: int, told: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """There every network has to carry 1,280 bytes, so less is a lie."""
+
+        async def main() -> None:
+            async with links() as (one, _):
+                user = Sealing(one)
+                path = one.tunnel.path._replace(remote=Endpoint("2001:db8::1", one.peer.port))
+                error = NetworkError(ErrorKind.TOO_BIG, errno.EMSGSIZE, "2001:db8::9", mtu=mtu)
+                with monkeypatch.context() as patch:
+                    patch.setattr(one.tunnel, "path", path)
+                    one._take_error(error, path, one.loop.time())
+                assert user.sizes == told
+                assert not one.is_over
+
+        run(main())
+
+    def test_who_ends_the_link_for_it_waits_for_no_room(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def main() -> None:
+            async with links() as (one, other):
+                sending = Sealing(one)
+                self.refuse(monkeypatch, one, 1228)
+                monkeypatch.setattr(sending, "path_narrowed", lambda _: one.abort())
+                sending.send(run_of(1, 2), 1200)
+                assert one.is_over
+                assert not sending.unsent
+                assert isinstance(await over(other), PeerGoneError)
 
         run(main())
 
