@@ -10,15 +10,19 @@ import pytest
 from nat_traverse.lab import Kind
 from support.guide import sides
 from support.lab import eventually
+from support.programs import PATIENCE
 from support.tools import need
 from support.wireguard import (
     DEVICE,
+    crash,
     devices,
     endpoint,
     impatient,
+    impatient_service,
     keep_alive_often,
     listen_port,
     prepare_wireguard,
+    status,
 )
 
 if TYPE_CHECKING:
@@ -107,6 +111,37 @@ def test_a_device_that_is_up_is_used_and_left(tmp_path: Path) -> None:
                 both.ping(OWN, OTHER)
                 assert "opened" not in names(again)
             other.event("wireguard-up")
+
+
+def test_a_service_whose_wireguard_crashes(tmp_path: Path) -> None:
+    """On both sides, so that nobody waits for a silence."""
+    with sides(tmp_path) as both:
+        prepare_wireguard(both)
+        with impatient_service(both.left) as one, impatient_service(both.right) as other:
+            for paths in (1, 2):
+                for program in (one, other):
+                    program.wait_until(
+                        lambda program=program, paths=paths: (  # type: ignore[misc]
+                            names(program).count("wireguard-handshake") >= paths
+                        ),
+                        "a handshake",
+                    )
+                told = status(both.left)
+                assert (told["state"], told["paths"], told["sent"]) == ("connected", paths, None)
+                assert told["peer"] == told["wireguard"]["endpoint"] == endpoint(both.left)
+                assert told["wireguard"]["handshake_age"] < PATIENCE
+                assert told["wireguard"]["received"] > 0
+                if paths == 1:
+                    crash(both.left)
+                    crash(both.right)
+            both.ping(OWN, OTHER)
+            lost = one.event("lost")
+            assert lost["message"] == "wireguard: the device nat is gone."
+            for program in (one, other):
+                assert names(program).count("wireguard-up") == 2
+                program.signal(signal.SIGTERM)
+                assert program.wait() == -signal.SIGTERM
+        assert devices(both.left) == devices(both.right) == []
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import sys
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from nat_traverse.carry.wg_watch import SILENT_AFTER
 from support.own_files import need_tun
 from support.tools import need
 
@@ -40,8 +46,45 @@ def prepare_wireguard(both: Sides) -> None:
 
 def impatient(side: OwnFiles, silent_after: float, *options: str) -> Program:
     """Start `nat-traverse --wireguard` that looks often, and soon takes silence for a loss."""
-    words = [sys.executable, "-c", _IMPATIENT, str(silent_after)]
-    return side.start([*words, "--json", "--wireguard", DEVICE, *options])
+    words = ["--json", "--wireguard", DEVICE, *options]
+    return side.start([sys.executable, "-c", _IMPATIENT, str(silent_after), *words])
+
+
+def impatient_service(side: OwnFiles) -> Program:
+    """Start `nat-traverse up work`, which looks often."""
+    path = side.home / "work.toml"
+    path.write_text(f'wireguard = "{DEVICE}"\n')
+    words = ["up", "--json", str(path)]
+    return side.start([sys.executable, "-c", _IMPATIENT, str(SILENT_AFTER), *words])
+
+
+def status(side: OwnFiles) -> dict[str, Any]:
+    """Return what the service says of itself."""
+    (told,) = json.loads(side.try_run(["nat-traverse", "status", "--json"]).stdout)
+    assert isinstance(told, dict)
+    return told
+
+
+def crash(side: OwnFiles) -> None:
+    """Kill the side's wireguard-go. The kernel's WireGuard can't crash: its device is removed."""
+    daemons = _daemons(side)
+    for daemon in daemons:
+        os.kill(daemon, signal.SIGKILL)
+    if not daemons:
+        side.run(["ip", "link", "delete", "dev", DEVICE])
+
+
+def _daemons(side: OwnFiles) -> list[int]:
+    """Return the processes of wireguard-go in the network of the side's host, which is its own."""
+    space = Path(side.run(["readlink", "/proc/self/ns/net"]).strip())
+    assert space != Path("/proc/self/ns/net").readlink()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            is_one = (process / "comm").read_text() == "wireguard-go\n"
+            if is_one and (process / "ns" / "net").readlink() == space:
+                found.append(int(process.name))
+    return found
 
 
 def keep_alive_often(side: OwnFiles) -> None:

@@ -6,10 +6,11 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 from nat_traverse.carry.environment import without_secret
 from nat_traverse.errors import NatTraverseError
@@ -24,10 +25,16 @@ if TYPE_CHECKING:
 # s. wg takes milliseconds, wg-quick a tenth of a second; but it may run commands of the user's,
 # and ask a name server that does not answer.
 _LIMIT: Final = 120.0
+# s that a command has to undo what it did, once it is told to end.
+_GRACE: Final = 5.0
 
 # Where a device sends to while its ports are ours: this host's own discard port (RFC 863). No
 # packet of it may leave then, or the other side's would answer it, and take its port for good.
 _NOWHERE: Final = "127.0.0.1:9"
+
+# Where root's locks are. A device's name means something within one network namespace only.
+_LOCKS: Final = "/run"
+_NAMESPACE: Final = "/proc/self/ns/net"
 
 # The lines of a failure that are shown. wg-quick prints every command before that, and says when it
 # turns to wireguard-go, which draws a box.
@@ -45,6 +52,10 @@ class WireGuardError(NatTraverseError):
     """A command of WireGuard's has failed, or there is none."""
 
 
+class GoneError(WireGuardError):
+    """The device is not there any more."""
+
+
 class State(NamedTuple):
     """What a device says of itself and the peer. `endpoint` is as wg spells it.
 
@@ -57,6 +68,11 @@ class State(NamedTuple):
     handshake: int
     received: int
     keepalive: int
+
+    @property
+    def is_parked(self) -> bool:
+        """True if the device is as `park` leaves it, perhaps of a process that was killed."""
+        return self.endpoint == _NOWHERE
 
 
 NEW: Final = State(0, None, 0, 0, 0)
@@ -91,7 +107,10 @@ def _no_dump() -> WireGuardError:
 
 
 class Device:
-    """The device of a configuration. Every method waits for its command; raises WireGuardError."""
+    """The device of a configuration. Every method waits for its command; raises WireGuardError.
+
+    That may take two minutes, and no method minds in which thread it runs.
+    """
 
     def __init__(
         self,
@@ -100,7 +119,10 @@ class Device:
     ) -> None:
         self.name = configuration.device
         self._path = configuration.path
-        self._agreed = f"{bracketed(configuration.target.peer)}:{configuration.target.remote_port}"
+        target = configuration.target
+        self._agreed = f"{bracketed(target.peer)}:{target.remote_port}"
+        self._agreed_port = target.local_port
+        self._keepalive = configuration.keepalive
         self._key = configuration.public_key
         self._run = run_command if run is None else run
 
@@ -109,13 +131,13 @@ class Device:
         return self.name in self._run(["wg", "show", "interfaces"]).split()
 
     def look(self) -> State:
-        """Return how the device and its peer are doing."""
+        """Return how the device and its peer are doing; raises GoneError if there is none."""
         try:
             dump = self._run(["wg", "show", self.name, "dump"])
         except WireGuardError:
             if self.exists():
                 raise
-            raise WireGuardError(f"the device {self.name} is gone") from None
+            raise GoneError(f"the device {self.name} is gone") from None
         state = parse_dump(dump, self._key)
         if state is None:
             raise WireGuardError(
@@ -137,8 +159,15 @@ class Device:
         self._set(local_port, spelled(remote), keepalive)
 
     def park(self) -> State:
-        """Take the device off its port and silence it; return how it was, for `restore`."""
+        """Take the device off its port and silence it; return how it was, for `restore`.
+
+        If somebody left it like that, what is returned is what the file says.
+        """
         before = self.look()
+        if before.is_parked:
+            before = before._replace(
+                listen_port=self._agreed_port, endpoint=None, keepalive=self._keepalive
+            )
         self._set(0, _NOWHERE, 0)
         return before
 
@@ -164,14 +193,8 @@ def spelled(remote: Endpoint) -> str:
 
 @contextmanager
 def held(configuration: Configuration) -> Iterator[None]:
-    """Refuse to be the second one that keeps this device; raises WireGuardError.
-
-    The file is locked, as it is one a device, and only those can lock it who can read its keys.
-    """
-    try:
-        file = os.open(configuration.path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise WireGuardError(f"{configuration.path} can't be read: {error.strerror}") from None
+    """Refuse to be the second one that keeps this device; raises WireGuardError."""
+    file = _lock(configuration)
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -184,6 +207,23 @@ def held(configuration: Configuration) -> Iterator[None]:
         os.close(file)
 
 
+def _lock(configuration: Configuration) -> int:
+    """Return the descriptor of the file to be locked; raises WireGuardError.
+
+    It goes by the device, which several files may describe. It stays when its owner ends: one that
+    is removed could be one that another process has just opened. Who can't make it locks the file
+    that describes the device, which only those can do who can read its keys.
+    """
+    with suppress(OSError):
+        space = os.stat(_NAMESPACE).st_ino  # noqa: PTH116 (a str all the way)
+        path = f"{_LOCKS}/nat-traverse-wireguard-{space}-{configuration.device}.lock"
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        return os.open(configuration.path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise WireGuardError(f"{configuration.path} can't be read: {error.strerror}") from None
+
+
 def missing_right() -> str | None:
     """Return why this user can't bring up a device with wg-quick, or None."""
     if shutil.which("wg-quick") is None:
@@ -194,32 +234,59 @@ def missing_right() -> str | None:
 
 def run_command(words: Sequence[str]) -> str:
     """Run a command of WireGuard's to its end, and return what it printed."""
-    # Not through pipes: a daemon that it starts, such as wireguard-go, would keep them open. That
-    # one writes to where we read as long as it lives, unless it is told to be silent.
-    environment = {"LOG_LEVEL": "silent", **without_secret(os.environ)}
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        try:
-            # In a session of its own, so that Ctrl-C does not stop it halfway: it is waited for.
-            status = subprocess.run(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=errors,
-                env=environment,
-                start_new_session=True,
-                timeout=_LIMIT,
-                check=False,
-            ).returncode
-        except FileNotFoundError:
-            raise WireGuardError(f"{words[0]} is missing: install wireguard-tools") from None
-        except subprocess.TimeoutExpired:
-            raise WireGuardError(f"{_named(words)} did not end within {_LIMIT:.0f} s") from None
-        errors.seek(0)
-        if status:
-            reason = _reason(errors.read().decode(errors="replace"))
-            raise WireGuardError(f"{_named(words)} failed ({status}): {reason}")
-        output.seek(0)
-        return output.read().decode(errors="replace")
+    try:
+        # Not through pipes: a daemon that it starts, such as wireguard-go, would keep them open.
+        with _memory() as output, _memory() as errors:
+            status = _status(words, output, errors)
+            errors.seek(0)
+            if status:
+                reason = _reason(errors.read().decode(errors="replace"))
+                raise WireGuardError(f"{_named(words)} failed ({status}): {reason}")
+            output.seek(0)
+            return output.read().decode(errors="replace")
+    except FileNotFoundError:
+        raise WireGuardError(f"{words[0]} is missing: install wireguard-tools") from None
+    except OSError as error:
+        raise WireGuardError(f"{_named(words)} can't be run: {error.strerror}") from None
+
+
+def _memory() -> BinaryIO:
+    """Return a file without a name: in memory, where that is possible, as keys are printed."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("wireguard"), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def _status(words: Sequence[str], output: BinaryIO, errors: BinaryIO) -> int:
+    """Run a command and return its status; raises WireGuardError if it takes too long."""
+    process = subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=errors,
+        # A daemon writes to where we read as long as it lives, unless it is told to be silent.
+        env={"LOG_LEVEL": "silent", **without_secret(os.environ)},
+        # In a session of its own, so that Ctrl-C does not stop it halfway: it is waited for.
+        start_new_session=True,
+    )
+    try:
+        return process.wait(_LIMIT)
+    except subprocess.TimeoutExpired:
+        end_session(process)
+        raise WireGuardError(f"{_named(words)} did not end within {_LIMIT:.0f} s") from None
+
+
+def end_session(process: subprocess.Popen[bytes]) -> None:
+    """End a process that leads a session, with those it has started there, and wait for it.
+
+    wg-quick removes its device then; but only once the command has ended that it waits for.
+    """
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE)
+            return
 
 
 def _named(words: Sequence[str]) -> str:

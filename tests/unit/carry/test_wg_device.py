@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,8 +12,10 @@ import pytest
 from nat_traverse.carry import wg_device as module
 from nat_traverse.carry.wg_device import (
     Device,
+    GoneError,
     State,
     WireGuardError,
+    end_session,
     held,
     missing_right,
     parse_dump,
@@ -94,10 +98,11 @@ class Deaf(Shell):
 
 
 def test_a_device_that_is_gone() -> None:
-    with pytest.raises(WireGuardError, match="the device nat is gone"):
+    with pytest.raises(GoneError, match="the device nat is gone"):
         device(Deaf(interfaces="\n")).look()
-    with pytest.raises(WireGuardError, match="no answer"):
+    with pytest.raises(WireGuardError, match="no answer") as caught:
         device(Deaf()).look()
+    assert not isinstance(caught.value, GoneError)
 
 
 def test_up_and_down() -> None:
@@ -137,6 +142,20 @@ def test_parking_is_undone_where_there_was_no_endpoint() -> None:
     assert shell.changed[-1] == (
         f"wg set nat peer {KEY} endpoint [2001:db8::7]:51821 persistent-keepalive 0"
     )
+
+
+def test_a_device_that_was_left_parked_gets_what_the_file_says() -> None:
+    """A process that is killed restores nothing, and nowhere is not where the device was."""
+    row = ROW.replace("192.0.2.1:51820", "127.0.0.1:9")
+    shell = Shell(HEAD.replace("51820", "39000") + row)
+    ours = device(shell)
+    assert ours.look().is_parked
+    ours.restore(ours.park())
+    assert shell.changed[-1] == (
+        f"wg set nat listen-port 51820 peer {KEY} endpoint [2001:db8::7]:51821"
+        " persistent-keepalive 25"
+    )
+    assert not STATE.is_parked
 
 
 @pytest.mark.parametrize(
@@ -196,6 +215,49 @@ def test_a_command_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
         run_command(python("import time; time.sleep(60)"))
 
 
+def session(script: str) -> subprocess.Popen[bytes]:
+    """Start a shell, and wait until it says that it is so far."""
+    process = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def test_what_hangs_can_undo_what_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As wg-quick does; and a shell waits for its command before it runs a trap."""
+    monkeypatch.setattr(module, "_GRACE", 30.0)
+    command = "sh -c 'echo ready; exec sleep 60'"
+    with session(f"trap 'echo undone; exit 7' TERM; {command}; :") as process:
+        end_session(process)
+        assert process.returncode == 7
+        assert process.stdout is not None
+        assert process.stdout.read() == b"undone\n"
+
+
+def test_what_does_not_want_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_GRACE", 0.05)
+    with session("trap '' TERM; echo ready; while :; do sleep 60; done") as process:
+        end_session(process)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+        assert process.returncode == -9
+
+
+def test_no_room_for_what_a_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "memfd_create", full, raising=False)
+    with pytest.raises(WireGuardError, match="wg show can't be run: No space left on device"):
+        run_command(["wg", "show"])
+
+
+def test_keys_that_are_printed_get_to_no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    script = "import os; print(os.readlink('/proc/self/fd/1'))"
+    assert run_command(python(script)).startswith("/memfd:")
+
+
 def test_what_is_missing_to_make_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert missing_right() == "wg-quick is missing: install wireguard-tools"
@@ -206,13 +268,35 @@ def test_what_is_missing_to_make_a_device(monkeypatch: pytest.MonkeyPatch) -> No
     assert missing_right() is None
 
 
-def test_one_at_a_time(tmp_path: Path) -> None:
+@pytest.fixture(params=["run", "nowhere"])
+def locks(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the locks are: in a place that all processes share, if there is one to write to."""
+    monkeypatch.setattr(module, "_LOCKS", str(tmp_path / request.param))
+    (tmp_path / "run").mkdir()
+    return str(request.param)
+
+
+def test_one_at_a_time(locks: str, tmp_path: Path) -> None:
     path = tmp_path / "nat.conf"
     path.touch()
     ours = CONFIGURATION._replace(path=str(path))
     for _ in range(2):
         with held(ours), pytest.raises(WireGuardError, match="another nat-traverse"), held(ours):
             pass
+    assert len(list((tmp_path / "run").iterdir())) == (locks == "run")
     path.unlink()
-    with pytest.raises(WireGuardError, match="can't be read: No such file"), held(ours):
+    if locks == "nowhere":
+        with pytest.raises(WireGuardError, match="can't be read: No such file"), held(ours):
+            pass
+
+
+@pytest.mark.parametrize("locks", ["run"], indirect=True)
+@pytest.mark.usefixtures("locks")
+def test_one_device_that_two_files_describe(tmp_path: Path) -> None:
+    one, same, other = (
+        CONFIGURATION._replace(path=str(tmp_path / directory / f"{name}.conf"), device=name)
+        for directory, name in (("a", "nat"), ("b", "nat"), ("a", "other"))
+    )
+    refused = pytest.raises(WireGuardError, match="keeps the device nat already")
+    with held(one), held(other), refused, held(same):
         pass

@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 import time
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nat_traverse.carry import wg_watch
-from nat_traverse.carry.wg_device import NEW, State, WireGuardError
+from nat_traverse.carry import wg_device, wg_watch
+from nat_traverse.carry.wg_device import NEW, GoneError, State, WireGuardError
 from nat_traverse.carry.wireguard import Configuration
 from nat_traverse.cli import search
 from nat_traverse.cli import wireguard as module
+from nat_traverse.cli.monitor import Monitor
 from nat_traverse.cli.report import JsonReport
 from nat_traverse.cli.settings import Connect
+from nat_traverse.cli.up_report import UpJsonReport
 from nat_traverse.cli.wireguard import use_wireguard
 from nat_traverse.errors import LocalNetworkError
 from nat_traverse.model import Endpoint, Generation, Path, Rung
 from nat_traverse.punch.machine import Connected
+from nat_traverse.session import Hole
 from nat_traverse.target import Target
 from nat_traverse.wire.hello import Mode
 
@@ -33,18 +37,26 @@ if TYPE_CHECKING:
 
 PEER = Endpoint("203.0.113.2", 61_000)
 OLD = State(51820, "192.0.2.1:51821", 1_700_000_000, 500, 0)
+PARKED = State(39_000, "127.0.0.1:9", 1_700_000_000, 500, 0)
 
 
 class World:
-    """The device and the network: `steps` is all that was asked of them."""
+    """The device and the network: `steps` is all that was asked of them.
+
+    `looks` are what happens to the device, one after the other, whenever it is looked at; after
+    the last of them the run is stopped. `broken` are the commands that fail. `during` is called
+    in the middle of each command that changes something.
+    """
 
     def __init__(self, state: State | None) -> None:
         self.state = state
         self.steps: list[str] = []
         self.settings: list[PunchSettings] = []
         self.failures: list[Exception] = []
-        self.looks: list[Callable[[State], State]] = []
+        self.looks: list[Callable[[State], State | None]] = []
         self.port = 51_000
+        self.broken: set[str] = set()
+        self.during: Callable[[str], None] = lambda _: None
         self.stop: Callable[[], object] = lambda: None
         self.name = "nat"
 
@@ -54,55 +66,85 @@ class World:
         return self.state is not None
 
     def look(self) -> State:
-        assert self.state is not None
         if not self.looks:
             self.stop()
-        else:
+        elif self.state is not None:
             self.state = self.looks.pop(0)(self.state)
-        return self.state
+        return self.there
 
     def up(self) -> None:
-        self.steps.append("up")
+        self.changed("up")
+        self.fail("up")
         self.state = NEW
+        self.fail("up, halfway")
 
     def down(self) -> None:
-        self.steps.append("down")
-        raise WireGuardError("it is gone already")  # at the end nothing may stop the rest
+        self.changed("down")
+        self.fail("down")
+        if self.state is None:
+            raise WireGuardError("nat is not a WireGuard interface")
+        self.state = None
 
     def use(self, local_port: int, remote: Endpoint, keepalive: int) -> None:
-        self.steps.append(f"use {local_port} {remote} {keepalive}")
-        assert self.state is not None
+        self.changed(f"use {local_port} {remote} {keepalive}")
+        assert self.there
 
     def park(self) -> State:
-        self.steps.append("park")
-        assert self.state is not None
-        return self.state
+        self.changed("park")
+        return self.there
 
     def restore(self, before: State) -> None:
-        self.steps.append(f"restore {before.listen_port}")
+        self.changed(f"restore {before.listen_port}")
+        self.fail("restore")
+
+    @property
+    def there(self) -> State:
+        if self.state is None:
+            raise GoneError("the device nat is gone")
+        return self.state
+
+    def changed(self, step: str) -> None:
+        self.steps.append(step)
+        self.during(step)
+
+    def fail(self, command: str) -> None:
+        if command in self.broken:
+            raise WireGuardError(f"{command} has failed")
 
     # -- the network
 
-    async def punch(self, settings: PunchSettings, _: object) -> World:
+    async def punch(self, settings: PunchSettings, _: object) -> Hole:
         self.settings.append(settings)
         if self.failures:
             raise self.failures.pop(0)
         self.steps.append("punch")
-        return self
-
-    @property
-    def socket(self) -> object:
-        return SimpleNamespace(local=Endpoint("192.0.2.7", self.port))
-
-    @property
-    def connected(self) -> Connected:
-        return Connected(Path(7, PEER), Generation.CURRENT, 0.02, None, 1400, rung=Rung.SPRAY)
+        return FakeHole(self)
 
     async def settle(self) -> None:
-        self.steps.append("settle")
+        self.changed("settle")
 
     def close(self) -> None:
         self.steps.append("close")
+
+
+class FakeHole(Hole):
+    """One that the world has punched."""
+
+    def __init__(self, world: World) -> None:
+        self.connected = Connected(
+            Path(7, PEER), Generation.CURRENT, 0.02, None, 1400, rung=Rung.SPRAY
+        )
+        self._world = world
+
+    @property
+    def socket(self) -> Any:
+        return SimpleNamespace(local=Endpoint("192.0.2.7", self._world.port))
+
+    async def settle(self) -> None:
+        await self._world.settle()
+
+    def close(self) -> None:
+        self._world.close()
 
 
 @pytest.fixture
@@ -110,6 +152,11 @@ def configuration(tmp_path: FilePath) -> Configuration:
     path = tmp_path / "nat.conf"
     path.touch()
     return Configuration(str(path), "nat", Target(51820, "gw.example.org", 51821), "key", 0)
+
+
+@pytest.fixture(autouse=True)
+def _locks(tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wg_device, "_LOCKS", str(tmp_path))
 
 
 def keep(
@@ -120,6 +167,27 @@ def keep(
     timeout: float | None = 60.0,
 ) -> list[dict[str, object]]:
     """Run until the device has been looked at as often as planned; return what was told."""
+    with pytest.raises(asyncio.CancelledError):
+        run(world, configuration, monkeypatch, timeout)
+    return said(capsys)
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def plainly(connect: Connect) -> JsonReport:
+    return JsonReport(connect, started=0.0)
+
+
+def run(
+    world: World,
+    configuration: Configuration,
+    monkeypatch: pytest.MonkeyPatch,
+    timeout: float | None = 60.0,
+    make: Callable[[Connect], JsonReport] = plainly,
+) -> None:
+    """Run until it is stopped, which raises CancelledError, or fails."""
     monkeypatch.setattr(module, "Device", lambda _: world)
     monkeypatch.setattr(module, "punch", world.punch)
     monkeypatch.setattr(module, "missing_right", lambda: None)
@@ -128,15 +196,13 @@ def keep(
     connect = Connect(configuration.target, timeout, wireguard=configuration, json=True)
 
     async def main() -> None:
-        task = asyncio.ensure_future(
-            use_wireguard(connect, configuration, JsonReport(connect, started=0.0))
-        )
-        world.stop = task.cancel
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        task = asyncio.ensure_future(use_wireguard(connect, configuration, make(connect)))
+        loop = asyncio.get_running_loop()
+        # The device is another thread's.
+        world.stop = lambda: loop.call_soon_threadsafe(task.cancel)
+        await task
 
     asyncio.run(main())
-    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
 def shaken(state: State) -> State:
@@ -163,6 +229,7 @@ def test_a_device_is_made_for_the_first_path_and_removed_at_the_end(
         "wireguard-up",
         "wireguard-endpoint",
         "wireguard-handshake",
+        "wireguard-down",
     ]
     (settings,) = world.settings
     assert settings.mode is Mode.PORTS
@@ -247,6 +314,236 @@ def test_a_path_is_looked_for_again_without_limit(
     assert lost.startswith("wireguard: WireGuard has had no answer")
     held_up = [each["message"] for each in told if each["event"] == "held-up"]
     assert held_up == ["No route.", "No name."]
+
+
+def gone(_: State) -> None:
+    return None
+
+
+def test_a_device_that_vanishes_is_made_again(
+    configuration: Configuration, monkeypatch: Monkey, capsys: Capture
+) -> None:
+    """wireguard-go may crash: when the path is in use, and while another one is looked for."""
+    world = World(None)
+
+    def forgotten(state: State) -> State:
+        monkeypatch.setattr(wg_watch, "UNANSWERED_AFTER", 0.0)
+        return state
+
+    def settled(step: str) -> None:
+        if step == "settle" and world.steps.count("settle") == 3:
+            monkeypatch.setattr(wg_watch, "UNANSWERED_AFTER", 25.0)
+            world.state = None
+
+    world.during = settled
+    world.looks = [gone, forgotten, same]
+    told = keep(world, configuration, monkeypatch, capsys)
+    made = [*FOUND, "up", "use 51000 203.0.113.2:61000 15"]
+    assert world.steps == [*made, "park", *made, "park", *made, "down"]
+    lost = [str(each["message"]) for each in told if each["event"] == "lost"]
+    assert lost[0] == "wireguard: the device nat is gone."
+    assert "no answer" in lost[1]
+    assert [each.timeout for each in world.settings] == [60.0, None, None]
+
+
+def test_a_device_of_the_users_that_vanishes_is_an_error(
+    configuration: Configuration, monkeypatch: Monkey
+) -> None:
+    world = World(OLD)
+    world.looks = [same, gone]
+    with pytest.raises(GoneError):
+        run(world, configuration, monkeypatch)
+    assert world.steps == ["park", *FOUND, "use 51000 203.0.113.2:61000 15"]
+
+
+def test_a_device_that_the_user_brings_up_meanwhile_is_used_and_left(
+    configuration: Configuration, monkeypatch: Monkey, capsys: Capture
+) -> None:
+    world = World(None)
+
+    def brought_up(step: str) -> None:
+        if step == "settle":
+            world.state = OLD
+
+    world.during = brought_up
+    world.looks = [same, same]
+    keep(world, configuration, monkeypatch, capsys)
+    assert world.steps == [*FOUND, "use 51000 203.0.113.2:61000 15"]
+
+
+def test_a_device_that_was_left_parked_is_not_in_use(
+    configuration: Configuration, monkeypatch: Monkey, capsys: Capture
+) -> None:
+    world = World(PARKED._replace(handshake=int(time.time()) - 1))
+    world.looks = [same]
+    keep(world, configuration, monkeypatch, capsys)
+    assert world.steps[:2] == ["park", "punch"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "steps"), [("up", ["up"]), ("up, halfway", ["up", "down"])], ids=["all", "half"]
+)
+def test_what_a_failure_leaves_is_removed(
+    broken: str, steps: list[str], configuration: Configuration, monkeypatch: Monkey
+) -> None:
+    world = World(None)
+    world.broken = {broken}
+    with pytest.raises(WireGuardError, match=f"^{broken} has failed$"):
+        run(world, configuration, monkeypatch)
+    assert world.steps == [*FOUND, *steps]
+
+
+def test_a_device_that_could_not_be_removed_is_told(
+    configuration: Configuration, monkeypatch: Monkey
+) -> None:
+    world = World(None)
+    world.broken = {"down"}
+    with pytest.raises(WireGuardError, match=r"^down has failed\. .* wg-quick down /.*/nat\.conf$"):
+        run(world, configuration, monkeypatch)
+
+
+def test_a_device_that_is_gone_at_the_end_is_nothing_to_tell(
+    configuration: Configuration, monkeypatch: Monkey, capsys: Capture
+) -> None:
+    world = World(None)
+
+    def removed(step: str) -> None:
+        if step == "down":
+            world.state = None
+
+    world.during = removed
+    told = keep(world, configuration, monkeypatch, capsys)
+    assert world.steps[-1] == "down"
+    assert told[-1]["event"] == "wireguard-endpoint"
+
+
+def test_a_device_that_did_not_get_its_port_back_is_told(
+    configuration: Configuration, monkeypatch: Monkey
+) -> None:
+    world = World(OLD)
+    world.looks = [same]
+    world.broken = {"restore"}
+    world.failures = [LocalNetworkError("No route.", 101)]
+    with pytest.raises(WireGuardError, match=r"^restore has failed\. The device nat has not got"):
+        run(world, configuration, monkeypatch)
+
+
+def test_a_command_that_takes_long_stops_nothing_else(
+    configuration: Configuration, monkeypatch: Monkey, capsys: Capture
+) -> None:
+    """It waits here for what only the event loop does; for ever, if that waits for it."""
+    world = World(None)
+    world.looks = [same]
+    others = threading.Event()
+
+    def wait(_: str) -> None:
+        assert others.wait(20), "the event loop stands still"
+
+    async def punched(settings: PunchSettings, observe: object) -> Hole:
+        asyncio.get_running_loop().call_later(0.02, others.set)
+        return await World.punch(world, settings, observe)
+
+    world.during = lambda step: wait(step) if step == "up" else None
+    monkeypatch.setattr(world, "punch", punched)
+    keep(world, configuration, monkeypatch, capsys)
+    assert world.steps[-1] == "down"
+
+
+@pytest.mark.parametrize("moment", ["up", "down"])
+def test_signals_during_a_command_are_heeded_after_it(
+    moment: str, configuration: Configuration, monkeypatch: Monkey, capsys: Capture
+) -> None:
+    world = World(None)
+
+    def stopped_twice(step: str) -> None:
+        if step == moment:
+            for _ in range(2):
+                world.stop()
+                time.sleep(0.01)  # not to get two for one
+
+    world.during = stopped_twice
+    keep(world, configuration, monkeypatch, capsys)
+    assert world.steps[-1] == "down"
+    assert world.state is None
+
+
+def test_a_device_that_vanishes_while_a_signal_comes(
+    configuration: Configuration, monkeypatch: Monkey, capsys: Capture
+) -> None:
+    world = World(None)
+
+    def both(_: State) -> None:
+        world.stop()
+
+    world.looks = [both]
+    told = keep(world, configuration, monkeypatch, capsys)
+    assert "lost" not in [each["event"] for each in told]
+
+
+def observed(
+    world: World, configuration: Configuration, monkeypatch: Monkey
+) -> list[dict[str, object]]:
+    """Run as a service; return what its status was at each look, and at the end."""
+    monitors: list[Monitor] = []
+    states: list[dict[str, object]] = []
+
+    def note() -> None:
+        states.append(monitors[0].describe())
+
+    def make(connect: Connect) -> UpJsonReport:
+        monitors.append(Monitor("work", "/work.toml", connect))
+        return UpJsonReport(connect, started=0.0, monitor=monitors[0], changed=lambda: None)
+
+    def noting(look: Callable[[State], State | None]) -> Callable[[State], State | None]:
+        def noted(state: State) -> State | None:
+            note()
+            return look(state)
+
+        return noted
+
+    world.looks = [noting(look) for look in world.looks]
+    with pytest.raises(asyncio.CancelledError):
+        run(world, configuration, monkeypatch, None, make)
+    note()
+    return states
+
+
+def test_a_service_is_connected_when_there_was_a_handshake(
+    configuration: Configuration, monkeypatch: Monkey
+) -> None:
+    world = World(None)
+    now = int(time.time())
+    world.looks = [
+        same,
+        lambda _: State(51_000, str(PEER), now, 92, 15),
+        same,
+        gone,
+    ]
+    first, second, third, fourth, last = observed(world, configuration, monkeypatch)
+    assert {each["state"] for each in (first, second)} == {"searching"}
+    nothing = {"device": "nat", "endpoint": None, "handshake_age": None, "received": None}
+    assert first["wireguard"] == nothing
+    assert second["wireguard"] == {**nothing, "received": 0}
+    for each in (third, fourth):
+        assert (each["state"], each["peer"], each["sent"]) == ("connected", str(PEER), None)
+        told = each["wireguard"]
+        assert isinstance(told, dict)
+        age = told.pop("handshake_age")
+        assert 0 <= age < 60
+        assert told == {"device": "nat", "endpoint": str(PEER), "received": 92}
+    # Found again, and not yet used by WireGuard.
+    assert last["state"] == "searching-again"
+    assert last["wireguard"] == nothing
+
+
+def test_a_service_whose_device_is_in_use_is_connected(
+    configuration: Configuration, monkeypatch: Monkey
+) -> None:
+    world = World(OLD._replace(handshake=int(time.time()) - 100))
+    world.looks = [same, same]
+    before, state, *_ = observed(world, configuration, monkeypatch)
+    assert before["state"] == "searching"
+    assert (state["state"], state["peer"]) == ("connected", OLD.endpoint)
 
 
 def test_no_network_at_first_is_an_error(
