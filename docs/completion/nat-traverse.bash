@@ -1,13 +1,24 @@
 # bash completion for nat-traverse
 
-# The names of the tunnels that files describe.
+# Offer the names, which begin with $1, of the tunnels that files describe. A file may be called
+# anything, and what is offered is typed: so only what can be a name, and no part of it is expanded.
 _nat_traverse_names()
 {
-    local file
+    local file name known='^[A-Za-z0-9_@][A-Za-z0-9_@.:\-]*$'
     for file in "${XDG_CONFIG_HOME:-$HOME/.config}/nat-traverse/"*.toml /etc/nat-traverse/*.toml; do
-        file=${file##*/}
-        [[ $file == "*.toml" ]] || printf '%s\n' "${file%.toml}"
+        name=${file##*/}
+        name=${name%.toml}
+        [[ $name =~ $known ]] || continue
+        printf -v name %q "$name"
+        [[ $name == "$1"* ]] && COMPREPLY+=("$name")
     done
+}
+
+# Offer the files that begin with $1; bash then quotes what a shell would read something into.
+_nat_traverse_files()
+{
+    mapfile -t COMPREPLY < <(compgen -f -- "$1")
+    compopt -o filenames 2>/dev/null
 }
 
 _nat_traverse()
@@ -24,7 +35,7 @@ _nat_traverse()
     case $before in
         --cmd) mapfile -t COMPREPLY < <(compgen -c -- "$current"); return ;;
         --handoff) mapfile -t COMPREPLY < <(compgen -c -- "$current"); return ;;
-        --wireguard) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        --wireguard) _nat_traverse_files "$current"; return ;;
         -L) return ;;
         -R) return ;;
         -D) return ;;
@@ -35,9 +46,9 @@ _nat_traverse()
         --announce) return ;;
         --user) return ;;
         --secret) return ;;
-        --secret-file) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
-        --identity) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
-        --peer-key) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        --secret-file) _nat_traverse_files "$current"; return ;;
+        --identity) _nat_traverse_files "$current"; return ;;
+        --peer-key) _nat_traverse_files "$current"; return ;;
         --timeout) return ;;
         --window) return ;;
         --hard) mapfile -t COMPREPLY < <(compgen -W "auto always never" -- "$current"); return ;;
@@ -61,9 +72,9 @@ _nat_traverse()
     elif ((COMP_CWORD == 1)); then
         mapfile -t COMPREPLY < <(compgen -W "demo keygen up status" -- "$current")
     elif [[ $operands == file ]]; then
-        mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        _nat_traverse_files "$current"
     elif [[ $operands == names ]]; then
-        mapfile -t COMPREPLY < <(compgen -W "$(_nat_traverse_names)" -- "$current")
+        _nat_traverse_names "$current"
     fi
 }
 

@@ -7,18 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.guide import GUIDE, Sides, recipes, sides
+from support.guide import Sides, sides
 from support.own_files import need_tun
 from support.vpns import behind, pings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-RECIPES = {
-    *("vpn", "vpn-lasting", "site-to-site"),
-    *("service-file", "service", "service-status"),
-}
 
 
 @pytest.fixture
@@ -27,11 +22,6 @@ def both(tmp_path: Path) -> Iterator[Sides]:
     with sides(tmp_path) as found:
         found.run("secret")
         yield found
-
-
-def test_every_recipe_of_these_sections_is_run_here() -> None:
-    names = recipes(GUIDE.read_text())
-    assert {name for name, _ in names if name.startswith(("vpn", "site", "serv"))} == RECIPES
 
 
 def test_a_vpn(both: Sides) -> None:

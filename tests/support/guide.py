@@ -29,8 +29,15 @@ NAMES = {"left": "left.example.org", "right": "right.example.org"}
 # Where the recipes keep their files.
 DIRECTORIES = ("/etc/wireguard", "/etc/openvpn")
 
+# The recipes that test_guide_vpn.py runs; test_guide.py runs all others.
+VPN_RECIPES = {
+    *("vpn", "vpn-lasting", "site-to-site"),
+    *("service-file", "service", "service-status"),
+}
+
 _RECIPE = re.compile(
-    r"^<!-- run: ([a-z-]+) (left|right|both) -->\n\n```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^<!-- run: ([a-z-]+) (left|right|both) -->\n\n```(?:sh|bash)\n(.*?)^```$",
+    re.MULTILINE | re.DOTALL,
 )
 _MARK = "<!-- run:"
 

@@ -62,8 +62,12 @@ class OwnFiles:
         self._holder = host.popen(
             [*words, str(home), *mounts], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        assert self._holder.stdout is not None
-        assert self._holder.stdout.readline() == b"ready\n"
+        try:
+            assert self._holder.stdout is not None
+            assert self._holder.stdout.readline() == b"ready\n", "no files of its own"
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -42,16 +42,17 @@ def vpn(
         yield first, second
 
 
-def pings(host: Any, to: str, *options: str, count: int = 3) -> bool:
-    """Tell whether all of `count` pings are answered within a second each."""
-    argv = [need("ping", package="iputils-ping"), "-q", "-n", "-W1", "-i0.05", f"-c{count}"]
+def pings(host: Any, to: str, *options: str, count: int = 3, patience: int = 5) -> bool:
+    """Tell whether all of `count` pings are answered, the last within `patience` seconds."""
+    ping = need("ping", package="iputils-ping")
+    argv = [ping, "-q", "-n", f"-W{patience}", "-i0.05", f"-c{count}"]
     result = host.run([*argv, *options, to])
     return f" {count} received" in result.stdout
 
 
 def is_reached(host: Any, to: str) -> None:
     """Wait until `to` answers a ping from `host`."""
-    eventually(lambda: pings(host, to, count=1), f"an answer from {to}")
+    eventually(lambda: pings(host, to, count=1, patience=1), f"an answer from {to}")
 
 
 class Behind:

@@ -211,6 +211,13 @@ def _check_together(connect: Connect, values: Values) -> None:
     if leaves and needs:
         raise UsageError(f"{needs[0]} needs a tunnel, and this command makes none")
     needs += [f"--{name}" for name in proven]
+    if connect.wireguard is not None and connect.plain:
+        raise UsageError("--wireguard excludes --plain: WireGuard encrypts, and carries all itself")
+    if leaves and connect.wireguard is None and "keepalive" in values:
+        raise UsageError(
+            "--keepalive is about a tunnel, and this command makes none: the program that uses the"
+            " path has to keep it open"
+        )
     if connect.plain and needs:
         raise UsageError(f"--plain excludes {needs[0]}, which needs the encrypted tunnel")
     if leaves and proven:

@@ -40,14 +40,25 @@ def bash() -> str:
     return f"""\
 # bash completion for nat-traverse
 
-# The names of the tunnels that files describe.
+# Offer the names, which begin with $1, of the tunnels that files describe. A file may be called
+# anything, and what is offered is typed: so only what can be a name, and no part of it is expanded.
 _nat_traverse_names()
 {{
-    local file
+    local file name known='^[A-Za-z0-9_@][A-Za-z0-9_@.:\\-]*$'
     for file in "${{XDG_CONFIG_HOME:-$HOME/.config}}/{PROGRAM}/"*{SUFFIX} {SYSTEM}/*{SUFFIX}; do
-        file=${{file##*/}}
-        [[ $file == "*{SUFFIX}" ]] || printf '%s\\n' "${{file%{SUFFIX}}}"
+        name=${{file##*/}}
+        name=${{name%{SUFFIX}}}
+        [[ $name =~ $known ]] || continue
+        printf -v name %q "$name"
+        [[ $name == "$1"* ]] && COMPREPLY+=("$name")
     done
+}}
+
+# Offer the files that begin with $1; bash then quotes what a shell would read something into.
+_nat_traverse_files()
+{{
+    mapfile -t COMPREPLY < <(compgen -f -- "$1")
+    compopt -o filenames 2>/dev/null
 }}
 
 _nat_traverse()
@@ -74,9 +85,9 @@ _nat_traverse()
     elif ((COMP_CWORD == 1)); then
         mapfile -t COMPREPLY < <(compgen -W "{" ".join(COMMANDS)}" -- "$current")
     elif [[ $operands == file ]]; then
-        mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        _nat_traverse_files "$current"
     elif [[ $operands == names ]]; then
-        mapfile -t COMPREPLY < <(compgen -W "$(_nat_traverse_names)" -- "$current")
+        _nat_traverse_names "$current"
     fi
 }}
 
@@ -97,8 +108,10 @@ def zsh() -> str:
 
 local -a commands names
 commands=({words})
-# The names of the tunnels that files describe.
+# The names of the tunnels that files describe. A file may be called anything, and _arguments
+# evaluates what it is given: so only names of letters, digits and a few signs.
 names=(${{XDG_CONFIG_HOME:-$HOME/.config}}/{PROGRAM}/*{SUFFIX}(N:t:r) {SYSTEM}/*{SUFFIX}(N:t:r))
+names=(${{names:#*[^A-Za-z0-9_@.-]*}})
 
 case $words[2] in
 {commands}
@@ -167,7 +180,7 @@ def _bash_value(option: Option) -> str:
     elif option.shell_command:
         words = "-c"
     elif option.file:
-        words = "-f"
+        return ' _nat_traverse_files "$current"; return'
     else:
         return " return"
     return f' mapfile -t COMPREPLY < <(compgen {words} -- "$current"); return'

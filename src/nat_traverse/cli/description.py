@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from nat_traverse.cli.arguments import settle_tunnel
 from nat_traverse.cli.credentials import PRIVATE, UNCHANGED, read_file
 from nat_traverse.cli.getopt import Given, Scan
-from nat_traverse.cli.options import FLAG, HELP, INTEGER, TUNNEL, VERSION
+from nat_traverse.cli.options import FLAG, HELP, INTEGER, SECRET, TUNNEL, VERSION
 from nat_traverse.errors import UsageError
 from nat_traverse.form import FORM
 from nat_traverse.tunnel.keys import PREFIX
@@ -152,7 +152,8 @@ class _Reader:
             if not _fits(option, each):
                 takes = _TAKES.get(option.kind, _TEXT)
                 takes += ", or a list of such" if option.repeatable else ""
-                self.wrong(f"{key}: {takes} is wanted, not {_shown(each)}")
+                found = "" if option.name == SECRET.name else f", not {_shown(each)}"
+                self.wrong(f"{key}: {takes} is wanted{found}")
             elif option.kind == FLAG:
                 if each:
                     yield Given(option.name, None)
@@ -174,18 +175,20 @@ class _Reader:
             raise UsageError(f"{self._path}: {key}: {text}") from None
 
     def _located(self, option: Option, value: str) -> str:
-        """Return the name of a file as it is from anywhere."""
+        """Return the name of a file as it is from anywhere; what it lacks for that is noted."""
         if option.name == "peer-key" and value.strip().lower().startswith(PREFIX):
             return value  # a key itself
         if option.name == WIREGUARD and "/" not in value and not value.endswith(".conf"):
             return value  # the name of a device, which says where its file is
-        variable = f"${_CREDENTIALS}/"
-        directory = self._environment.get(_CREDENTIALS)
-        if value.startswith(variable) and directory:
-            return f"{directory}/{value.removeprefix(variable)}"
-        home = self._environment.get("HOME")
-        if value.startswith(_HOME) and home:
-            return f"{home}/{value.removeprefix(_HOME)}"
+        for prefix, variable, whence in (
+            (_HOME, "HOME", "who has started this program has not said where that is"),
+            (f"${_CREDENTIALS}/", _CREDENTIALS, "systemd sets it, for a unit with LoadCredential="),
+        ):
+            if value.startswith(prefix):
+                directory = self._environment.get(variable)
+                if not directory:
+                    self.wrong(f"{option.key}: {value!r}: {variable} is not set: {whence}")
+                return f"{directory}/{value.removeprefix(prefix)}"
         return os.path.join(self._base, value)  # noqa: PTH118 (a str all the way)
 
 

@@ -40,11 +40,11 @@ port numbers, it searches for them, which takes seconds. When a gateway has take
 for its own, both sides try again at the next full minute, so their clocks should not differ by more
 than ten seconds. Two gateways that both pick new port numbers are seldom crossed; see `--hard`.
 
-The tunnel carries standard input and output, those of a command, or port forwards; or nothing at
-all, when another program is to use the path. It is encrypted, what the network loses is sent again,
-and each side is told of the end of the other's data. Who is at the other end is proven by a secret
-that both sides were given, or by keys; without either, both sides show a code to compare. See
-SECURITY.
+The tunnel carries standard input and output, those of a command, port forwards, or the packets of a
+VPN; or nothing at all, when another program is to use the path. It is encrypted. What the network
+loses is sent again, but for datagrams and packets, and each side is told of the end of the other's
+data. Who is at the other end is proven by a secret that both sides were given, or by keys; without
+either, both sides show a code to compare. See SECURITY.
 
 With `--plain` on both sides it is what it was in 0.7: bare UDP, which can be read and forged on the
 way, and lacks what gets lost. The peer may still be nat-traverse 0.7. Then the tunnel is plain, and
@@ -261,8 +261,10 @@ PROOFS = (
 )
 
 SECURITY_NOTE = """
-Once proven, the peer may reach what `--expose` lists, and nothing else; without it, nothing. A
-command gets whatever the peer sends: a shell given to `--cmd` is a shell for the peer.
+Once proven, the peer may reach what `--expose` lists, and nothing else; without it, nothing. With
+`--vpn` it reaches whatever listens on this host, as in any network, and the networks that are
+announced; a firewall limits that. A command gets whatever the peer sends: a shell given to `--cmd`
+is a shell for the peer.
 
 Nothing of this hides that there is a tunnel, between whom, when, and how much goes through; and
 whoever carries the packets can drop them. `docs/security.md`, which comes with the source, says
@@ -271,13 +273,18 @@ against whom each protects, and how.
 
 EXIT_STATUS = (
     ("0", "The tunnel was used and ended, or a path was found with `--quit-after-connect`."),
-    ("1", "With `--wireguard`: a command of WireGuard's failed."),
+    (
+        "1",
+        """With `--vpn`: the device, an address or a route could not be had. With `--wireguard`: a
+        command of WireGuard's failed.""",
+    ),
     ("2", "The command line makes no sense. Nothing was sent."),
     (
         "3",
         """The other side has not proven to be the right one: another secret or key, none, or one
         on one side only. Also when it is the right one, but was started for something else:
-        standard input and output or `--cmd`, `--datagrams`, and forwards go with their like.""",
+        standard input and output or `--cmd`, `--datagrams`, forwards, and `--vpn` go with their
+        like.""",
     ),
     ("4", "No path was found within the time limit."),
     ("5", "With `--plain`, or a peer that runs 0.7: packets with data got lost."),
@@ -288,7 +295,17 @@ EXIT_STATUS = (
         encrypted one; or this one an encrypted tunnel, and the other only the ports. Also when the
         path is too narrow for an encrypted tunnel.""",
     ),
-    ("13", "The local port or a file needs privileges that the user does not have."),
+    (
+        "9",
+        """With `--vpn`: the addresses and networks of the two sides do not fit together. What to
+        change is told.""",
+    ),
+    (
+        "13",
+        """The local port or a file needs privileges that the user does not have; others may get at
+        a file that is to be secret; or `--vpn` lacks the right to set up networks (root or
+        CAP_NET_ADMIN), or `--user` that to become another user.""",
+    ),
     ("22", "The name of the peer is unknown."),
     ("28", "What the peer sent could not be written: the disk is full."),
     ("71", "The two sides do not understand each other: their versions differ."),

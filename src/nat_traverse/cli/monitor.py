@@ -36,9 +36,10 @@ STATUS_FIELDS: Final = (
     ("name", "Of the tunnel."),
     ("state", ("`searching` (there was no path yet), `connected`, `searching-again` (the tunnel was"
      " lost), `ended` (for good, while others of the same process run), or `not-answering`: its"
-     " process runs and is stopped, or hangs; then there are no more fields than these two.")),
+     " process runs and is stopped, or hangs, or talks nonsense; then there are no more fields than"
+     " these two. With `wireguard` it is `connected` when WireGuard has shaken hands.")),
     ("since", "When this state began, in seconds since 1970."),
-    ("description", "The file that describes it."),
+    ("description", "The file that describes it, with its whole path."),
     ("target", "What it connects, as on the command line."),
     ("peer", "The address of the peer now, or null."),
     ("local_port", "Ours, or null before the sockets are open."),
@@ -46,7 +47,8 @@ STATUS_FIELDS: Final = (
     ("strategy", "Which found the path: `direct`, `quiet`, `hop`, `spray`, `predict`; or null."),
     ("round_trip", "Seconds, smoothed, as of now; or null."),
     ("last_contact", "Seconds since the peer last gave a sign of life, or null."),
-    ("sent", "Bytes in datagrams to the peer, over all paths since the start."),
+    ("sent", ("Bytes in datagrams to the peer, over all paths since the start; null with"
+     " `wireguard`, whose packets do not pass through here.")),
     ("received", "The same from the peer."),
     ("paths", "How many paths have been in use since the start."),
     ("encrypted", "True with a tunnel of its own; null without one, or with another program's."),
@@ -68,6 +70,7 @@ class Monitor:
     """Keeps the state of one tunnel.
 
     Times come from `clock`, which is that of the event loop, and `wall`, in seconds since 1970.
+    `has_begun` is whether all is held that it needs of this host, and the peer is looked for.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Monitor:
     ) -> None:
         self.name = name
         self.state = State.SEARCHING
+        self.has_begun = False
         self._path = path
         self._connect = connect
         self._clock = clock
@@ -90,6 +94,7 @@ class Monitor:
         self._connected: Connected | None = None
         self._outcome: Outcome | None = None
         self._link: Link | None = None
+        self._device_peer: str | None = None  # where a WireGuard device sends to
         self._paths = 0
         self._sent = self._received = 0  # by links that are over
         self._listening: dict[str, str] = {}
@@ -113,8 +118,15 @@ class Monitor:
             case ListeningEnded(what):
                 self._listening.pop(what, None)
 
+    def searching(self) -> None:
+        """Take note that the search begins."""
+        self.has_begun = True
+
     def found(self, what: object) -> None:
-        """Take note that there is a tunnel now; `what` is its link or its hole."""
+        """Take note that there is a tunnel now; `what` is its link or its hole.
+
+        A hole for WireGuard is none yet: whether there is a peer behind it WireGuard will say.
+        """
         self._settle_accounts()
         if isinstance(what, Link):
             self._link = what
@@ -122,7 +134,16 @@ class Monitor:
             self._connected = what.connected
         self._paths += 1
         self._problem = None
-        self._enter(State.CONNECTED)
+        if self._connect.wireguard is None or not isinstance(what, Hole):
+            self._enter(State.CONNECTED)
+
+    def shaken(self, peer: str | None) -> None:
+        """Take note that WireGuard is connected to `peer`, as it spells it."""
+        self.has_begun = True
+        self._device_peer = peer
+        if self.state is not State.CONNECTED:
+            self._problem = None
+            self._enter(State.CONNECTED)
 
     def lost(self, message: str) -> None:
         """Take note that there is none any more, and that another is looked for."""
@@ -152,10 +173,18 @@ class Monitor:
             case State.CONNECTED:
                 return f"connected to {self._peer}"
             case State.ENDED:
-                return f"ended with status {self._exit_code}"
+                words = f"ended with status {self._exit_code}"
+            case _ if self._connect.wireguard is not None and self._connected is not None:
+                words = f"waiting for WireGuard to shake hands with {self._peer}"
             case _:
-                again = "again " if self.state is State.SEARCHING_AGAIN else ""
-                return f"looking for a path to {self._connect.target.peer} {again}".rstrip()
+                again = " again" if self.state is State.SEARCHING_AGAIN else ""
+                words = f"looking for a path to {self._connect.target.peer}{again}"
+        return f"{words}: {self._problem.splitlines()[0]}" if self._problem else words
+
+    @property
+    def problem(self) -> str | None:
+        """What was told last about why there is no tunnel."""
+        return self._problem
 
     def describe(self) -> dict[str, object]:
         """Return the state as it is now, by the names of STATUS_FIELDS."""
@@ -166,6 +195,7 @@ class Monitor:
         if here is not None and here.round_trip is not None:
             round_trip = here.round_trip
         observed = None if connected is None else connected.observed
+        counts = self._connect.wireguard is None
         return {
             "name": self.name,
             "state": self.state.value,
@@ -178,8 +208,8 @@ class Monitor:
             "strategy": None if connected is None else connected.rung.value,
             "round_trip": round_trip,
             "last_contact": None if here is None else round(max(0.0, now - here.heard), 3),
-            "sent": self._sent + (0 if here is None else here.sent),
-            "received": self._received + (0 if here is None else here.received),
+            "sent": self._sent + (0 if here is None else here.sent) if counts else None,
+            "received": self._received + (0 if here is None else here.received) if counts else None,
             "paths": self._paths,
             "encrypted": None if here is None else True,
             "proof": None if outcome is None else outcome.means,
@@ -198,6 +228,8 @@ class Monitor:
     def _peer(self) -> str | None:
         if self._link is not None:
             return str(self._link.peer)  # it may have moved
+        if self._device_peer is not None:
+            return self._device_peer
         return None if self._connected is None else str(self._connected.path.remote)
 
     @property
@@ -214,7 +246,7 @@ class Monitor:
 
     def _forget(self, problem: str | None) -> None:
         self._settle_accounts()
-        self._connected = self._outcome = None
+        self._connected = self._outcome = self._device_peer = None
         self._problem = problem
         # What the peer listens at for us is gone with the link; ours stays.
         for remote in self._connect.remotes:

@@ -276,7 +276,7 @@ PLAIN: Final = Option(
         As 0.7 did it: bare UDP datagrams, which anybody on the way can read and forge, and of which
         the lost ones are not repeated. Both sides have to give it; where one does and the other
         does not, nothing is carried. It excludes all that needs encryption: secrets, keys,
-        forwards, `--datagrams`.
+        forwards, `--vpn`, `--retry` and `--datagrams`; and `--wireguard`, which encrypts by itself.
     """,
 )
 
@@ -433,8 +433,9 @@ USER: Final = Option(
     manual="""
         Become this user as soon as the device, its addresses and its routes stand, with no way
         back: nothing that arrives from the network after that meets a program with rights. It needs
-        root. With a `--route` that the way to the other side itself would follow, the right to
-        change routes (CAP_NET_ADMIN) is kept, so that all can be undone at the end.
+        root. Where the way to the other side itself would lead into the VPN (`--route 0.0.0.0/0`), the
+        right to change routes (CAP_NET_ADMIN) is kept, so that all can be undone at the end; with
+        `--retry` and a local port below 1024, the right to open that (CAP_NET_BIND_SERVICE).
     """,
 )
 
@@ -608,7 +609,8 @@ KEEPALIVE: Final = Option(
     summary="seconds between two signs of life on an idle tunnel",
     manual="""
         Seconds between two packets that keep the path open on an idle tunnel: 1 to 25. Gateways
-        forget a path that is idle, some after 30 seconds.
+        forget a path that is idle, some after 30 seconds. With `--handoff` and
+        `--quit-after-connect` there is no tunnel, and so no such packet.
     """,
 )
 

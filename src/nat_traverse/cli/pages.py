@@ -56,6 +56,10 @@ A *NAME* with a slash, or that ends in `.toml`, is the file itself; the tunnel h
 `/etc/nat-traverse`. For root it is the other way round. What can be in it says
 `nat-traverse.toml`(5).
 
+Before anything starts, descriptions, secrets and keys are read, and names taken; what is wrong with
+any of them is told, and ends the program. Then each tunnel gets hold of its listeners and devices,
+and looks for its peer.
+
 Of each name one tunnel runs at a time for a user. A second start is refused, and starts nothing. If
 a process was killed, what it left is no hindrance.
 """
@@ -79,9 +83,17 @@ runs one tunnel with a user of its own and few rights. With the description
     # systemctl enable --now nat-traverse@home
     # nat-traverse status home
 
-systemd(1) takes the service for started when each tunnel has had a path once; its status line says
-how they are. With `WatchdogSec=` it is told that the program still runs, and starts it again when
-not. A command that is run shares all restrictions of the unit.
+systemd(1) takes the service for started when listeners and devices are there and the other side is
+looked for, which may be away for days; its status line says how the tunnels are. With
+`WatchdogSec=` it is told that the program still runs, and starts it again when not. A command that
+is run shares all restrictions of the unit.
+
+The user of the unit is a stranger to root's files, so the description and its directory have to be
+open to him, though nobody else may write: modes 644 and 755. The secret is in a file that only root
+can read, and that systemd(1) hands over (see `nat-traverse.toml`(5)); it can't stand in the
+description itself. Neither can `user`, for the service has a user already, nor `wireguard`, which
+takes a unit as root, with `KillMode=mixed`: systemd(1) would otherwise stop the program that is the
+device before that is taken down.
 """
 
 UP_EXAMPLE = """
@@ -103,9 +115,23 @@ Both keep it up with:
 """
 
 UP_STATUS = (
-    ("0", "All tunnels have ended as they should: the other side has ended them, or a command."),
-    ("2", "A description makes no sense, or there is none. Nothing was started."),
-    ("98", "A tunnel of this name runs already. Nothing was started. Also a port that is in use."),
+    (
+        "0",
+        """All tunnels have ended as they should: a command has; or the other side has ended the
+        tunnel, and `retry` is false.""",
+    ),
+    ("2", "A description or a secret makes no sense, or there is none. Nothing was started."),
+    (
+        "13",
+        """A description, or a file that it names, can't be read, or others may change it; or the
+        directory for sockets can't be trusted. Nothing was started. Also as in
+        `nat-traverse`(1).""",
+    ),
+    (
+        "98",
+        """A tunnel of this name runs already. Nothing was started. Also when the port of a forward
+        is in use. The port of the tunnel itself is waited for.""",
+    ),
     ("others", "Of the first tunnel that failed, as in `nat-traverse`(1)."),
     ("128 + *n*", "Signal *n* ended the program."),
 )
@@ -114,7 +140,9 @@ STATUS_OUTPUT = """
 On standard output, for people. With `--json` a list of objects, one for each tunnel, with the names
 below, which do not change between versions; new ones may be added. A VPN has one more, `vpn`: an
 object with `device`, `mtu` (null before it is up), `addresses`, `routes`, `announced`, and
-`dropped`, which says how many packets did not pass since the start, by reasons.
+`dropped`, which says how many packets did not pass since the start, by reasons. WireGuard has
+`wireguard`: an object with `device`, `endpoint` (of the peer), `handshake_age` (in seconds) and
+`received` (bytes), as of when the device was last looked at; null where there is none.
 """
 
 STATUS_DESCRIPTION = """
@@ -152,22 +180,26 @@ FILES = (
     (
         "/run/nat-traverse",
         """Sockets and locks of root's; `$XDG_RUNTIME_DIR/nat-traverse` for everybody else, or
-        `/tmp/nat-traverse-`*UID* where there is none. Removed when the tunnel ends.""",
+        `/tmp/nat-traverse-`*UID* where there is none. Removed when the tunnel ends, unless `user`
+        has taken the right to that away; what is left is no hindrance.""",
     ),
 )
 
 TOML_DESCRIPTION = f"""
 A file in TOML that describes one tunnel for `nat-traverse up`. Its keys are the options of
 `nat-traverse`(1), and mean the same. What is not there has the same default, with two exceptions:
-`retry` is true, and there is no time limit for the first path.
+`retry` is true, and there is no time limit for the first path. Three options are refused: `handoff`
+and `quit-after-connect`, after which there is no service, and `plain`, which can't begin again.
 
     # /etc/nat-traverse/home.toml
     connect = "40000:natgw-of-right:40001"
     secret-file = "home.secret"
     L = ["2222:localhost:22", "udp/5353:localhost:53"]
 
-`{CONNECT}` is always needed, and one of: {", ".join(f"`{key}`" for key in services())}. Standard
-input and output are not for a service, since nobody could tell which bytes of theirs had arrived.
+One of these is needed: {", ".join(f"`{key}`" for key in services())}. Standard input and output are
+not for a service, since nobody could tell which bytes of theirs had arrived. `{CONNECT}` is needed
+as well, but for `wireguard`: its file says what to connect, so there `{CONNECT}` has to be absent,
+and so has `retry`, which it does without being told.
 
 Nobody but its owner and root may be able to change the file, as it may name commands. If the secret
 itself is in it, nobody else may be able to read it.
@@ -175,7 +207,8 @@ itself is in it, nobody else may be able to read it.
 
 TOML_FILES = """
 The name of a file counts from where the description is. `~/` in front stands for the home
-directory, and `$CREDENTIALS_DIRECTORY/` for what systemd(1) has put there: with
+directory, and `$CREDENTIALS_DIRECTORY/` for what systemd(1) has put there, and where that is not
+known they are an error: with
 `LoadCredential=secret:/etc/nat-traverse/home.secret` in its unit, a service reads a file that
 only root can read by
 

@@ -9,11 +9,13 @@ Specification): `$XDG_CONFIG_HOME/nat-traverse`, by default `~/.config/nat-trave
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from typing import TYPE_CHECKING, Final
 
-from nat_traverse.errors import UsageError
+from nat_traverse.errors import ErrnoError, UsageError
+from nat_traverse.net.status_socket import is_own
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +35,7 @@ def find_description(word: str, environment: Mapping[str, str], user: int) -> tu
     """Return the name of the tunnel that `word` stands for, and the file that describes it.
 
     A word with a slash, or that ends in `.toml`, is the file itself. Raises UsageError if there is
-    no such file, or the name can't be one.
+    no such file, or the name can't be one, and ErrnoError if this user may not look.
     """
     if "/" in word or word.endswith(SUFFIX):
         name, places = os.path.basename(word).removesuffix(SUFFIX), [word]  # noqa: PTH119 (a str)
@@ -45,9 +47,22 @@ def find_description(word: str, environment: Mapping[str, str], user: int) -> tu
             f"{name!r} can't be the name of a tunnel: it is made of up to 48 letters, digits and"
             " . _ - @ : \\, and begins with neither . nor -."
         )
+    closed = ""
     for path in places:
-        if os.path.lexists(path):
+        try:
+            os.lstat(path)
+        except PermissionError:
+            closed = closed or path
+        except (OSError, ValueError):  # there is none, nor can there be
+            continue
+        else:
             return name, path
+    if closed:
+        raise ErrnoError(
+            f"Cannot look for the tunnel {name!r}: this user may not enter the directory of"
+            f" {closed}. If others may: chmod 755 that directory.",
+            errno.EACCES,
+        )
     raise UsageError(f"There is no tunnel {name!r}: no file {' or '.join(places)}.")
 
 
@@ -77,15 +92,26 @@ def runtime(environment: Mapping[str, str], user: int) -> str:
 def sockets(environment: Mapping[str, str], user: int) -> dict[str, str]:
     """Return the paths of the sockets that there are, by the names of their tunnels, in order.
 
-    Root sees those of system services as well, each of which has a directory of its own.
+    Root sees those of system services as well, each of which has a directory of its own. For
+    everybody else, a directory that others may write to has none: they could answer in a tunnel's
+    place.
     """
     directory = runtime(environment, user)
+    if user != 0 and not _is_own(directory, user):
+        return {}
     found = dict(_sockets_in(directory))
     if directory == RUN:
         for below in _names_in(directory):
             for name, path in _sockets_in(f"{directory}/{below}"):
                 found.setdefault(name, path)
     return dict(sorted(found.items()))
+
+
+def _is_own(directory: str, user: int) -> bool:
+    try:
+        return is_own(directory, user)
+    except OSError:
+        return False  # there is none
 
 
 def _sockets_in(directory: str) -> list[tuple[str, str]]:

@@ -23,9 +23,17 @@ _T = TypeVar("_T")
 _STATUS_EVERY = 1.0  # s between two states of the live line
 
 # What a host says that has no network for the moment: a cable is out, an address was taken away and
-# the next one has not come, a name server can't be reached (22, as 0.7 had it).
+# the next one has not come, a name server can't be reached (22, as 0.7 had it). And that the port
+# is taken: the system gives one like 40000 to any program that needs some port, maybe for seconds.
 _PASSING = frozenset(
-    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.EINVAL}
+    {
+        errno.ENETUNREACH,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.EADDRNOTAVAIL,
+        errno.EINVAL,
+        errno.EADDRINUSE,
+    }
 )
 # s between two looks: an address comes within seconds, and a look costs a lookup of the name.
 _LOOK_AGAIN = 1.0
@@ -34,8 +42,9 @@ _LOOK_AGAIN = 1.0
 async def watched(report: Report, find: Callable[..., Awaitable[_T]], settings: object) -> _T:
     """Find the path with `find`, with a live line on a terminal meanwhile.
 
-    A host that has no network is waited for, where the report is patient.
+    A host that has no network, or whose port is in use, is waited for, where the report is patient.
     """
+    report.searching()
     showing = asyncio.ensure_future(_show_status(report))
     try:
         while True:

@@ -64,14 +64,20 @@ def _is_asked(name: str, request: Status) -> bool:
 
 
 def _read(name: str, answer: bytes) -> dict[str, Any]:
-    """Return what a socket has answered; it is this user's own, or root asks."""
+    """Return what a socket has answered: what no tunnel says counts as no answer.
+
+    Root asks sockets of others. So what can't be shown, as text or as JSON, is found out here.
+    """
     try:
         told = json.loads(answer)
-    except (ValueError, RecursionError):
-        told = None
-    if not isinstance(told, dict) or not isinstance(told.get("state"), str):
-        return {"name": name, "state": NOT_ANSWERING}
-    return {**told, "name": name}
+        if isinstance(told, dict) and isinstance(told.get("state"), str):
+            told["name"] = name
+            json.dumps(told, allow_nan=False)
+            list(_lines(told))
+            return told
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        pass
+    return {"name": name, "state": NOT_ANSWERING}
 
 
 # -- for people -----------------------------------------------------------------------------------
@@ -82,7 +88,7 @@ def _lines(told: dict[str, Any]) -> Iterator[str]:
     yield f"tunnel: {_plain(told['name'])}"
     for label, text in _rows(told):
         if text:
-            yield f"  {label}: {_plain(text)}"
+            yield f"  {_plain(label)}: {_plain(text)}"
 
 
 def _rows(told: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,8 @@
 
 Each tunnel is a task of its own: one that ends for good, because the other side is the wrong one or
 its command has ended, leaves the others alone. Before anything starts, every description has been
-read and every name is taken, so that a mistake is told at once and nothing is left half done.
+read, with the files of secrets and keys that it names, and every name is taken, so that a mistake
+is told at once and nothing is left half done.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from nat_traverse.cli import credentials
 from nat_traverse.cli.connect import process_start, tell_failure, use
 from nat_traverse.cli.description import read_description
 from nat_traverse.cli.monitor import Monitor, State
@@ -28,7 +31,7 @@ from nat_traverse.net.notify import VARIABLES, Notifier
 from nat_traverse.net.status_socket import StatusSocket
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from nat_traverse.cli.settings import Connect, Up
     from nat_traverse.cli.up_report import UpReport
@@ -38,46 +41,81 @@ def run_up(request: Up) -> int:
     """Run the tunnels; returns the exit code. Signals end the process by themselves.
 
     0: all have ended as they should; else the status of the first that did not. 2: a description is
-    wrong; 98: one of them runs already. With these two, none was started.
+    wrong, and other errors of it and of the files that it names; 98: one of them runs already. With
+    these, none was started.
     """
-    service: _Service | None = None
     try:
-        with ExitStack() as stack:
-            service = _Service(_described(request), stack)
-            return run_until_signalled(service.run())
+        return run_until_signalled(_Service(_described(request)).run())
     except Signalled as signalled:
         die_of(signalled.number)
     except KeyboardInterrupt:  # outside of the event loop
         die_of(signal.SIGINT)
     except (UsageError, ErrnoError) as error:
-        priority = "<3>" if is_journal(os.environ) else ""
         for line in str(error).splitlines():
-            print(f"{priority}nat-traverse: {line}", file=sys.stderr)
+            _complain(line, error.exit_code, request)
         return error.exit_code
+
+
+def _complain(line: str, exit_code: int, request: Up) -> None:
+    """Tell why nothing was started, as the reports tell of an error."""
+    text = f"nat-traverse: {line}"
+    if request.json:
+        elapsed = round(time.monotonic() - process_start(), 3)
+        fields = {"message": line, "exit_code": exit_code, "text": line}
+        text = json.dumps({"event": "error", "elapsed": elapsed, **fields})
+    print(f"{'<3>' if is_journal(os.environ) else ''}{text}", file=sys.stderr)
 
 
 def _described(request: Up) -> dict[str, tuple[str, Connect]]:
     """Return the file and the settings of every tunnel, by its name.
 
-    Raises UsageError with all that is wrong with any of them.
+    Raises UsageError or ErrnoError with all that is wrong with any of them, and the exit code of
+    what is wrong first.
     """
     found: dict[str, tuple[str, Connect]] = {}
-    problems: list[str] = []
+    problems: list[UsageError | ErrnoError] = []
     for word in request.names:
         try:
             name, path = find_description(word, os.environ, os.geteuid())
             if name in found:
-                problems.append(f"{word}: there is another tunnel {name!r} here.")
+                problems.append(UsageError(f"{word}: there is another tunnel {name!r} here."))
                 continue
-            found[name] = path, _with_wishes(read_description(path, os.environ), request)
-        except UsageError as error:
-            problems.append(str(error))
+            connect = read_description(path, os.environ)
+            found[name] = path, _with_wishes(_with_phrase(connect, path), request)
+        except (UsageError, ErrnoError) as error:
+            problems.append(error)
     for path, connect in found.values():
         if len(found) > 1 and connect.vpn is not None and connect.vpn.user is not None:
-            problems.append(f"{path}: user: the whole process would become it: run this one alone")
+            text = f"{path}: user: the whole process would become it: run this one alone"
+            problems.append(UsageError(text))
     if problems:
-        raise UsageError("\n".join(problems))
+        raise _together(problems)
     return found
+
+
+def _together(problems: Sequence[UsageError | ErrnoError]) -> UsageError | ErrnoError:
+    """Return one error that says what all of them say."""
+    first, text = problems[0], "\n".join(map(str, problems))
+    return ErrnoError(text, first.errno) if isinstance(first, ErrnoError) else UsageError(text)
+
+
+def _with_phrase(connect: Connect, path: str) -> Connect:
+    """Return the settings with the secret in place of its file, which may be a pipe: read once.
+
+    Raises UsageError and ErrnoError for secrets and keys that can't be used.
+    """
+    if connect.is_plain:  # WireGuard has its own
+        return connect
+    given = connect.secret, connect.secret_file, os.environ, connect.identity, connect.peer_keys
+    try:
+        phrase = credentials.means(*given).secret
+    except ErrnoError as error:
+        raise ErrnoError(f"{path}: {error}", error.errno) from None
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    if connect.secret_file is None or phrase is None:
+        return connect
+    return connect._replace(secret=phrase.decode(), secret_file=None)
 
 
 def _with_wishes(connect: Connect, request: Up) -> Connect:
@@ -89,31 +127,42 @@ def _with_wishes(connect: Connect, request: Up) -> Connect:
 class _Service:
     """All tunnels of this process, and what its service manager is told of them."""
 
-    def __init__(self, described: Mapping[str, tuple[str, Connect]], stack: ExitStack) -> None:
-        directory = runtime(os.environ, os.geteuid())
+    def __init__(self, described: Mapping[str, tuple[str, Connect]]) -> None:
+        self._directory = runtime(os.environ, os.geteuid())
         self._notifier = Notifier(os.environ, os.getpid())
         started = process_start()
         self._tunnels: list[_Tunnel] = []
         self._failures: list[int] = []
         self._is_ready = False
         for name, (path, connect) in described.items():
-            claim = StatusSocket(directory, name)
-            stack.callback(claim.release)
-            monitor = Monitor(name, path, connect)
+            where = os.path.abspath(path)  # noqa: PTH100 (who asks may be in another directory)
+            monitor = Monitor(name, where, connect)
             report = make_up_report(
                 connect, os.environ, started=started, monitor=monitor, changed=self._tell
             )
-            self._tunnels.append(_Tunnel(connect, report, claim))
+            self._tunnels.append(_Tunnel(connect, report))
         for variable in VARIABLES:
             os.environ.pop(variable, None)  # a command that is run is not this service
 
     async def run(self) -> int:
-        """Run them all; returns the exit code."""
+        """Run them all; returns the exit code. Raises ErrnoError if a name can't be had.
+
+        The names are claimed here, where a signal is waited for, so that none ends the process with
+        their files left behind.
+        """
+        with ExitStack() as stack:
+            claims: list[StatusSocket] = []
+            for tunnel in self._tunnels:
+                claims.append(StatusSocket(self._directory, tunnel.report.monitor.name))
+                stack.callback(claims[-1].release)
+            for tunnel, claim in zip(self._tunnels, claims, strict=True):
+                await claim.serve(tunnel.answer)
+            return await self._run()
+
+    async def _run(self) -> int:
         watching = asyncio.ensure_future(self._watch())
         tasks: list[asyncio.Task[int]] = []
         try:
-            for tunnel in self._tunnels:
-                await tunnel.claim.serve(tunnel.answer)
             self._tell()
             tasks += [asyncio.ensure_future(tunnel.run()) for tunnel in self._tunnels]
             for ending in asyncio.as_completed(tasks):
@@ -136,12 +185,15 @@ class _Service:
             await asyncio.sleep(interval / 2)
 
     def _tell(self) -> None:
-        """Tell the service manager how the tunnels are, and when each has been up once."""
+        """Tell the service manager how the tunnels are, and when each has begun.
+
+        Then names, listeners and devices are there. The other side is not waited for: a machine
+        that starts would wait as well, for as long as it is away.
+        """
         monitors = [tunnel.report.monitor for tunnel in self._tunnels]
         if not self._is_ready:
-            tried = [each for each in monitors if each.state is not State.SEARCHING]
-            alive = any(each.state is not State.ENDED for each in monitors)
-            self._is_ready = alive and len(tried) == len(monitors)
+            alive = [each for each in monitors if each.state is not State.ENDED]
+            self._is_ready = bool(alive) and all(each.has_begun for each in alive)
             if self._is_ready:
                 self._notifier.tell(READY="1")
         if len(monitors) == 1:
@@ -151,11 +203,10 @@ class _Service:
 
 
 class _Tunnel:
-    """One tunnel: its settings, what it says, and its name."""
+    """One tunnel: its settings, and what it says."""
 
-    def __init__(self, connect: Connect, report: UpReport, claim: StatusSocket) -> None:
+    def __init__(self, connect: Connect, report: UpReport) -> None:
         self.report = report
-        self.claim = claim
         self._connect = connect
 
     def answer(self) -> bytes:

@@ -39,6 +39,9 @@ _WARNINGS: Final = frozenset(
     }
 )
 
+# What Report.wireguard is told when the device has a peer: it was found in use, or shakes hands.
+_PROVEN: Final = frozenset({"found", "handshake"})
+
 
 def is_journal(environment: Mapping[str, str], descriptor: int = 2) -> bool:
     """Tell whether a descriptor, by default standard error, leads to systemd's journal."""
@@ -72,6 +75,11 @@ class UpReport(Report):
         self._journal = journal
         self._priority = _NORMAL
 
+    def searching(self) -> None:
+        """Take note that the search begins, with all held that the tunnel needs of this host."""
+        self.monitor.searching()
+        self._changed()
+
     def observe(self, event: object) -> None:
         """Tell of one event of the run's."""
         self.monitor.observe(event)
@@ -91,13 +99,28 @@ class UpReport(Report):
 
     def held_up(self, text: str) -> None:
         """Tell that this host has no way to the peer at present."""
-        self.monitor.trouble(text)
+        self._trouble(text)
         super().held_up(text)
 
     def failed(self, message: str, exit_code: int) -> None:
         """Tell why the tunnel ends without success."""
-        self.monitor.trouble(message)
+        self._trouble(message)
         super().failed(message, exit_code)
+
+    def _trouble(self, text: str) -> None:
+        """Take note of a problem; it may be the same every second."""
+        is_new = text != self.monitor.problem
+        self.monitor.trouble(text)
+        if is_new:
+            self._changed()
+
+    def wireguard(self, event: str, text: str, **fields: object) -> None:
+        """Tell of the device of `--wireguard`, which alone knows whether it is connected."""
+        if event in _PROVEN:
+            peer = fields.get("peer")
+            self.monitor.shaken(None if peer is None else str(peer))
+            self._changed()
+        super().wireguard(event, text, **fields)
 
     def attach(self, part: str, tell: Callable[[], Mapping[str, object]]) -> None:
         """Have `tell` say what the status shows under the name `part`."""

@@ -113,6 +113,32 @@ def test_bash_completes_names_and_files(described: Path) -> None:
     assert not bash("up", "") & {"*", "*.toml", *NAMES}
 
 
+HOSTILE = ("$(touch pwned)", "`touch pwned`", ";touch pwned;", "a b", "x'y", "-q", "*", "{a,b}")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_no_shell_reads_anything_into_a_name(shell: str, described: Path) -> None:
+    for name in HOSTILE:
+        (described / "nat-traverse" / f"{name}.toml").write_text("")
+    if shell == "bash":
+        offered = bash("up", "")
+        assert offered & {*HOSTILE, *NAMES, "a", "b", "touch"} == NAMES
+        assert bash("up", "$") == set()
+    elif shell == "zsh":
+        line = zsh("up", "")[-1]
+        assert not set(line) & set("$`;'{}")
+        assert set(line.removesuffix(")").partition("(")[2].split()) >= NAMES
+    else:
+        assert fish("nat-traverse up ") >= NAMES
+    assert not list(described.rglob("pwned"))
+
+
+def test_bash_quotes_what_a_shell_would_change(described: Path) -> None:
+    (described / "nat-traverse" / "a\\x2db.toml").write_text("")
+    assert bash("up", "a") == {"a\\\\x2db"}
+    assert bash("up", "a\\\\x") == {"a\\\\x2db"}
+
+
 def fish(line: str) -> set[str]:
     """What fish offers at the end of `line`, without the descriptions."""
     script = f"source {COMMITTED / FILES['fish']}; complete -C '{line}'"

@@ -137,11 +137,24 @@ def test_names_of_files_count_from_the_description(
     assert read_description("home.toml", files.environment).secret_file == wanted
 
 
-def test_a_variable_that_is_not_set_is_a_name(files: Files) -> None:
-    files.environment.clear()
-    for value in ("$CREDENTIALS_DIRECTORY/s", "~/s"):
-        read = files.read(f'{CONNECT}{EXPOSE}secret-file = "{value}"')
-        assert read.secret_file == f"{files.directory}/{value}"
+def test_a_variable_that_is_not_set_is_told(files: Files) -> None:
+    """Not taken for a name, which would be missed by another error, about another file."""
+    for environment in ({}, {"HOME": "", "CREDENTIALS_DIRECTORY": ""}):
+        files.environment = environment
+        lines = files.refused(
+            f'{CONNECT}{EXPOSE}secret-file = "$CREDENTIALS_DIRECTORY/s"\nidentity = "~/s"'
+        )
+        assert lines[0].startswith(
+            "secret-file: '$CREDENTIALS_DIRECTORY/s': CREDENTIALS_DIRECTORY is not set: systemd"
+        )
+        assert lines[1].startswith("identity: '~/s': HOME is not set: ")
+        assert len(lines) == 2
+
+
+@pytest.mark.parametrize("value", ["12345678", '"1234\\u00005678"', '["12345678"]', "12345678.0"])
+def test_no_complaint_shows_the_secret(files: Files, value: str) -> None:
+    (line,) = files.refused(f"{CONNECT}{EXPOSE}secret = {value}")
+    assert line == "secret: a text, in quotes is wanted"
 
 
 def test_a_key_is_no_file(files: Files) -> None:
@@ -182,7 +195,7 @@ def test_all_that_is_wrong_is_told_at_once(files: Files) -> None:
             "hint: a number, without quotes, or a list of such is wanted, not true",
             "timeout: a number, without quotes is wanted, not 1.5",
             "cmd: a text, in quotes is wanted, not a list",
-            "secret: a text, in quotes is wanted, not 1234",
+            "secret: a text, in quotes is wanted",
             "handoff is for a command line only: the process would become another program",
             "quit-after-connect is for a command line only: a service stays",
             "plain is for a command line only: it can't begin again",
@@ -209,7 +222,7 @@ def test_all_that_is_wrong_is_told_at_once(files: Files) -> None:
         ('L = ["a/b:localhost:80"]', "L: '-L a/b:localhost:80': a path in a description has to"),
         ('R = ["22:a/b"]', "R: '-R 22:a/b': a path in a description has to begin with /"),
         ('D = "./x"', "D: '-D ./x': a path in a description has to begin with /"),
-        ('secret = "a\\u0000b"', "secret: a text, in quotes is wanted, not 'a\\x00b'"),
+        ('cmd = "a\\u0000b"', "cmd: a text, in quotes is wanted, not 'a\\x00b'"),
     ],
 )  # fmt: skip
 def test_the_file_and_the_key_are_named(files: Files, text: str, expected: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -13,7 +14,7 @@ from nat_traverse.api import MOST_FAILURES
 from nat_traverse.carry.environment import SECRET_VARIABLE
 from nat_traverse.cli import settings
 from nat_traverse.cli.arguments import parse
-from nat_traverse.cli.description import keys, read_description
+from nat_traverse.cli.description import _ALONE, keys, read_description
 from nat_traverse.cli.differences import DIFFERENCES
 from nat_traverse.cli.manual import (
     KEYS,
@@ -43,7 +44,15 @@ from nat_traverse.cli.report import EVENT_FIELDS
 from nat_traverse.cli.roff import escape
 from nat_traverse.cli.settings import Connect, Keygen
 from nat_traverse.cli.status import NOT_RUNNING, NOT_UP, UP
-from nat_traverse.errors import EXIT_DATA_LOST, EXIT_NO_PATH, EXIT_OTHER_PORTS, EXIT_USAGE
+from nat_traverse.errors import (
+    EXIT_DATA_LOST,
+    EXIT_NO_PATH,
+    EXIT_NOT_AGREED,
+    EXIT_OTHER_PORTS,
+    EXIT_USAGE,
+    DeniedError,
+    DeviceError,
+)
 from nat_traverse.link.establish import EXIT_MODES_DIFFER
 from nat_traverse.net.status_socket import NameInUseError
 from nat_traverse.tunnel.refusals import EXIT_NOT_PROVEN
@@ -131,6 +140,9 @@ def test_every_exit_code_of_ours() -> None:
         EXIT_DATA_LOST,
         EXIT_OTHER_PORTS,
         EXIT_MODES_DIFFER,
+        EXIT_NOT_AGREED,
+        DeviceError.exit_code,
+        DeniedError.exit_code,
     ):
         assert f".TP\n\\fB{code}\\fR\n" in manual()
 
@@ -270,3 +282,9 @@ def test_every_field_of_the_status() -> None:
 def test_the_statuses_of_a_service() -> None:
     assert [int(code) for code, _ in STATUS_STATUS] == [UP, NOT_UP, NOT_RUNNING]
     assert str(NameInUseError("x", "y").exit_code) in dict(UP_STATUS)
+    assert str(errno.EACCES) in dict(UP_STATUS)
+
+
+def test_what_a_description_may_not_have_is_named() -> None:
+    for key in _ALONE:
+        assert f"`{key}`" in TOML_DESCRIPTION

@@ -8,6 +8,7 @@ import pytest
 from nat_traverse._version import __version__
 from nat_traverse.carry.specs import parse_exposed, parse_local, parse_remote
 from nat_traverse.carry.streams import Listening, ListeningEnded
+from nat_traverse.carry.wireguard import Configuration
 from nat_traverse.cli.monitor import STATUS_FIELDS, Monitor, State
 from nat_traverse.cli.settings import Connect
 from nat_traverse.link.link import Link
@@ -115,8 +116,9 @@ def test_while_it_is_looked_for() -> None:
     watched.monitor.observe(CONNECTED)
     assert watched.told["peer"] is None
     assert watched.told["local_port"] == 40007
-    watched.monitor.trouble("No network.")
-    assert watched.told["problem"] == "No network."
+    watched.monitor.trouble("No network.\nNone at all.")
+    assert watched.told["problem"] == "No network.\nNone at all."
+    assert watched.monitor.summary == "looking for a path to gw.example.org: No network."
 
 
 def test_while_it_is_there() -> None:
@@ -166,7 +168,8 @@ def test_when_it_is_lost_and_found_again() -> None:
     for name in ("peer", "strategy", "round_trip", "last_contact", "proof", "encrypted"):
         assert told[name] is None
     assert (told["sent"], told["received"]) == (300, 200)
-    assert watched.monitor.summary == "looking for a path to gw.example.org again"
+    reason = "The other side was started again."
+    assert watched.monitor.summary == f"looking for a path to gw.example.org again: {reason}"
     watched.connect(FakeLink(7, 5, watched.now), BY_SECRET)
     told = watched.told
     assert (told["state"], told["problem"]) == ("connected", None)
@@ -183,7 +186,7 @@ def test_when_it_has_ended() -> None:
     assert told["problem"] == "It is the wrong one."
     assert told["sent"] == 300
     assert watched.monitor.state is State.ENDED
-    assert watched.monitor.summary == "ended with status 3"
+    assert watched.monitor.summary == "ended with status 3: It is the wrong one."
 
 
 def test_forwards_and_where_they_listen() -> None:
@@ -217,6 +220,52 @@ def test_a_hole_for_another_program() -> None:
     assert told["round_trip"] == 0.02
     assert told["encrypted"] is None
     assert told["last_contact"] is None
+
+
+WIREGUARD = SETTINGS._replace(
+    wireguard=Configuration("/etc/wireguard/nat.conf", "nat", SETTINGS.target, "key", 0)
+)
+
+
+def test_a_hole_for_wireguard_is_no_connection_until_it_has_shaken_hands() -> None:
+    watched = Watched(WIREGUARD)
+    monitor = watched.monitor
+    told = watched.told
+    assert (told["state"], told["sent"], told["received"]) == ("searching", None, None)
+    monitor.trouble("No network.")
+    monitor.found(FakeHole())
+    told = watched.told
+    assert (told["state"], told["peer"], told["problem"]) == ("searching", None, None)
+    assert monitor.summary == "waiting for WireGuard to shake hands with 203.0.113.2:40001"
+    watched.now += 5
+    monitor.shaken("203.0.113.2:40001")
+    told = watched.told
+    assert (told["state"], told["peer"]) == ("connected", "203.0.113.2:40001")
+    assert told["since"] == 1_000_105.0
+    assert told["paths"] == 1
+    for name in ("sent", "received", "last_contact", "encrypted", "proof"):
+        assert told[name] is None
+    assert monitor.summary == "connected to 203.0.113.2:40001"
+    watched.now += 5
+    monitor.shaken("203.0.113.2:51234")  # again: it has been connected since
+    told = watched.told
+    assert (told["since"], told["peer"]) == (1_000_105.0, "203.0.113.2:51234")
+    monitor.lost("wireguard: Nothing has come.")
+    told = watched.told
+    assert (told["state"], told["peer"]) == ("searching-again", None)
+    monitor.found(FakeHole())
+    assert watched.told["state"] == "searching-again"
+
+
+def test_a_device_that_is_in_use_already() -> None:
+    watched = Watched(WIREGUARD)
+    begun = [watched.monitor.has_begun]
+    watched.monitor.shaken("203.0.113.2:40001")
+    assert [*begun, watched.monitor.has_begun] == [False, True]
+    told = watched.told
+    assert (told["state"], told["peer"]) == ("connected", "203.0.113.2:40001")
+    assert told["strategy"] is None
+    assert watched.monitor.summary == "connected to 203.0.113.2:40001"
 
 
 def test_what_else_there_is() -> None:

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
+import errno
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from nat_traverse.cli import places
 from nat_traverse.cli.places import descriptions, find_description, runtime, sockets
-from nat_traverse.errors import UsageError
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from nat_traverse.errors import ErrnoError, UsageError
 
 USER, ROOT = 1000, 0
 ETC = "/etc/nat-traverse"
@@ -83,6 +81,27 @@ def test_what_is_missing_is_told_with_the_places(environment: dict[str, str]) ->
     assert "/etc/nat-traverse/nobody.toml" in text
 
 
+def test_what_this_user_may_not_look_at_is_not_taken_for_missing(
+    tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory made with umask 077, and a service with a user of its own."""
+    real = os.lstat
+
+    def lstat(path: str) -> os.stat_result:
+        if str(path).startswith(ETC):
+            raise PermissionError(errno.EACCES, "", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    with pytest.raises(ErrnoError, match=r"may not enter .*/etc/nat-traverse/home\.toml") as caught:
+        find_description("home", environment, USER)
+    assert caught.value.exit_code == errno.EACCES
+    path = tmp_path / "nat-traverse" / "home.toml"
+    path.write_text("")
+    for user in (USER, ROOT):  # first, and second, of the two places
+        assert find_description("home", environment, user) == ("home", str(path))
+
+
 @pytest.mark.parametrize(
     "word", ["", ".", "-x", ".hidden", "a b", "ä", "x" * 49, "a\n", "/etc/", "x/.toml", "\x1b[m"]
 )
@@ -121,3 +140,18 @@ def test_root_sees_those_of_services(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sockets({"RUNTIME_DIRECTORY": f"{tmp_path}/b"}, ROOT) == {"b": f"{tmp_path}/b/b.sock"}
     own = {"XDG_RUNTIME_DIR": os.fspath(tmp_path)}
     assert sockets(own, USER) == {}
+
+
+def test_a_directory_of_somebody_elses_has_none(tmp_path: Path) -> None:
+    """Anybody can make /tmp/nat-traverse-1000, and a socket in it that answers."""
+    user = os.geteuid() or USER
+    (tmp_path / "a.sock").write_text("")
+    environment = {"RUNTIME_DIRECTORY": str(tmp_path)}
+    if os.geteuid() == 0:
+        assert sockets(environment, user) == {}
+        os.chown(tmp_path, user, -1)
+    assert list(sockets(environment, user)) == ["a"]
+    assert sockets(environment, user + 1) == {}
+    tmp_path.chmod(0o777)
+    assert sockets(environment, user) == {}
+    Path(tmp_path / "a.sock").unlink()

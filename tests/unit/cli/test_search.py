@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nat_traverse.cli import search
+from nat_traverse.cli.monitor import Monitor, State
 from nat_traverse.cli.report import Report, TerminalReport
 from nat_traverse.cli.settings import Connect
+from nat_traverse.cli.up_report import UpReport
 from nat_traverse.errors import LocalNetworkError
 from nat_traverse.target import Target
 
@@ -87,9 +89,25 @@ def test_a_network_that_is_missing_is_waited_for_once_there_was_a_tunnel(
         watch_patiently(report, passing(errno.ENETUNREACH))
     report.lost("It is gone.")
     capsys.readouterr()
-    failures = [passing(each) for each in (errno.ENETUNREACH, errno.EINVAL, errno.EADDRNOTAVAIL)]
-    assert watch_patiently(report, *failures) == "found"
+    numbers = (errno.ENETUNREACH, errno.EINVAL, errno.EADDRNOTAVAIL, errno.EADDRINUSE)
+    assert watch_patiently(report, *map(passing, numbers)) == "found"
     assert capsys.readouterr().err.count("No network. Trying again.") == 1
-    # A port that somebody else holds stays so.
+    # A port that this user may not have stays so.
     with pytest.raises(LocalNetworkError):
-        watch_patiently(report, passing(errno.EADDRINUSE))
+        watch_patiently(report, passing(errno.EACCES))
+
+
+def test_a_service_takes_note_of_the_begin(capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = Monitor("home", "/home.toml", SETTINGS)
+    changes: list[State] = []
+    report = UpReport(
+        SETTINGS,
+        started=time.monotonic(),
+        monitor=monitor,
+        changed=lambda: changes.append(monitor.state),
+    )
+    begun = [monitor.has_begun]
+    assert watch(report, 7) == 7
+    assert [*begun, monitor.has_begun] == [False, True]
+    assert changes == [State.SEARCHING, State.CONNECTED]
+    assert capsys.readouterr().err == ""

@@ -52,6 +52,20 @@ TOLD: dict[str, Any] = {
 }
 
 
+# What else can stand in an answer, which breaks who believes it.
+NONSENSE = (
+    b'"last_contact": Infinity}',
+    b'"last_contact": 1e999}',
+    b'"round_trip": NaN}',
+    b'"round_trip": ' + b"9" * 400 + b"}",
+    b'"forwards": 5}',
+    b'"forwards": {"what": 1}}',
+    b'"forwards": [1]}',
+    b'"since": -1e999}',
+    b'"vpn": {"mtu": Infinity}}',
+)
+
+
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
@@ -154,7 +168,11 @@ def test_json_is_a_list(directory: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [None, b"", b"{", b"[]", b"1", b"{}", b'{"state": 1}', b"\xff", b"[" * 20_000]
+    "answer",
+    [
+        *(None, b"", b"{", b"[]", b"1", b"{}", b'{"state": 1}', b"\xff", b"[" * 20_000),
+        *(b'{"state": "connected", ' + rest for rest in NONSENSE),
+    ],
 )
 def test_one_that_hangs_or_talks_nonsense(
     directory: Path, capsys: Capture, answer: bytes | None
@@ -162,6 +180,32 @@ def test_one_that_hangs_or_talks_nonsense(
     with answering(directory, home=answer):
         assert main(["status", "--json"]) == 1
     assert json.loads(capsys.readouterr().out) == [{"name": "home", "state": "not-answering"}]
+
+
+@pytest.mark.parametrize("answer", NONSENSE)
+def test_nonsense_is_no_answer_for_people_either(
+    directory: Path, capsys: Capture, answer: bytes
+) -> None:
+    with answering(directory, home=b'{"state": "connected", ' + answer):
+        assert main(["status"]) == 1
+    assert capsys.readouterr().out == "tunnel: home\n  state: not answering\n"
+
+
+def test_no_answer_writes_to_a_terminal(directory: Path, capsys: Capture) -> None:
+    told = {**TOLD, "\x1b[2J": {"\x1b[3J": "\x1b[4J"}, "strategy": ["\x1b"], "state": "\x1b[m"}
+    with answering(directory, home=told):
+        assert main(["status"]) == 1
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_what_wireguard_carries_is_not_counted(directory: Path, capsys: Capture) -> None:
+    device = {"device": "nat", "endpoint": "203.0.113.2:1", "handshake_age": 3.5, "received": 7}
+    with answering(directory, home={**TOLD, "sent": None, "received": None, "wireguard": device}):
+        assert main(["status"]) == 0
+    out = capsys.readouterr().out
+    assert "transfer" not in out
+    line = "device nat, endpoint 203.0.113.2:1, handshake_age 3.5, received 7"
+    assert f"  wireguard: {line}\n" in out
 
 
 def test_one_that_hangs_is_told_to_people_too(directory: Path, capsys: Capture) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
+import re
 import signal
 import socket
+import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from nat_traverse.cli import main
 from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE, Up
-from nat_traverse.cli.up import _described
+from nat_traverse.cli.up import _described, _Service
 from support.ends import free_ports
 from support.forwards import unused_port
 from support.lab import eventually
@@ -61,6 +66,52 @@ def test_what_is_wrong_is_told_at_once(here: Services, capsys: Capture) -> None:
     assert "two.toml: rate: --rate is out of range" in lines[1]
     assert "There is no tunnel 'three'" in lines[2]
     assert all(line.startswith("nat-traverse: ") for line in lines)
+    assert here.left_over == []
+
+
+def test_secrets_that_cannot_be_used_are_wrong_too(here: Services, capsys: Capture) -> None:
+    """All are told, of whatever kind, and nothing is started; the first gives the status."""
+    open_to_all = here.directory / "nat-traverse" / "wrong"
+    open_to_all.write_text("something else")
+    open_to_all.chmod(0o644)
+    here.describe("one", "40000:127.0.0.1:40001", 'expose = "any"', proof="wrong")
+    here.describe("two", "40000:127.0.0.1:40001", 'expose = "any"', proof="none")
+    here.describe("three", "40000:127.0.0.1:40001", 'expose = "any"', 'identity = "none"')
+    here.describe("four", "40000:127.0.0.1:40001", "rate = 1")
+    assert main(["up", "one", "two", "three", "four"]) == errno.EACCES
+    one, two, three, four = capsys.readouterr().err.splitlines()[:4]
+    assert "one.toml: Cannot trust the secret file" in one
+    assert "two.toml: Cannot read the secret file" in two
+    assert "three.toml: --identity needs --peer-key" in three
+    assert "four.toml" in four
+    assert here.left_over == []
+
+
+def test_a_secret_from_a_pipe_is_read_once(here: Services) -> None:
+    pipe = here.directory / "nat-traverse" / "pipe"
+    os.mkfifo(pipe, 0o600)
+    here.describe("one", "40000:127.0.0.1:40001", 'expose = "any"', proof="pipe")
+    writer = threading.Thread(target=pipe.write_text, args=("from a pipe\n",))
+    writer.start()
+    (_, connect) = _described(Up(("one",)))["one"]
+    writer.join()
+    assert (connect.secret, connect.secret_file) == ("from a pipe", None)
+
+
+def test_what_is_wrong_is_json_as_well(here: Services, capsys: Capture) -> None:
+    assert main(["up", "--json", "none", "nobody"]) == 2
+    assert here.left_over == []
+    for line, name in zip(capsys.readouterr().err.splitlines(), ("none", "nobody"), strict=True):
+        told = json.loads(line)
+        assert list(told) == ["event", "elapsed", "message", "exit_code", "text"]
+        assert (told["event"], told["exit_code"]) == ("error", 2)
+        assert told["elapsed"] >= 0
+        assert told["message"].startswith(f"There is no tunnel {name!r}")
+
+
+def test_no_file_is_there_before_signals_are_waited_for(here: Services) -> None:
+    here.describe("one", "40000:127.0.0.1:40001", 'expose = "any"')
+    _Service(_described(Up(("one",))))
     assert here.left_over == []
 
 
@@ -155,18 +206,17 @@ def test_a_second_start_is_refused_and_starts_nothing(services: Services) -> Non
 
 def test_several_in_one_process_and_one_that_fails(services: Services) -> None:
     listen, target = pair(services)
-    wrong = services.directory / "nat-traverse" / "wrong"
-    wrong.write_text("something else")
-    wrong.chmod(0o644)  # others may read it: refused when it is looked at
     mine, theirs = free_ports()
-    services.describe("bad", f"{mine}:127.0.0.1:{theirs}", 'expose = "any"', proof="wrong")
-    both = services.up("one", "bad", "two")
-    services.comes_to("one", "connected")
-    services.comes_to("two", "connected")
-    assert passes(listen, target)
-    bad = services.ask("bad")
-    assert (bad["state"], bad["exit_code"]) == ("ended", errno.EACCES)
-    assert "Cannot trust the secret file" in bad["problem"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        forward = f'L = "127.0.0.1:{taken.getsockname()[1]}:127.0.0.1:1"'
+        services.describe("bad", f"{mine}:127.0.0.1:{theirs}", forward)
+        both = services.up("one", "bad", "two")
+        services.comes_to("one", "connected")
+        services.comes_to("two", "connected")
+        assert passes(listen, target)
+        bad = services.comes_to("bad", "ended")
+    assert bad["exit_code"] == errno.EADDRINUSE
+    assert "in use" in bad["problem"]
     assert {line.split(":")[0] for line in both.errors.splitlines()} == {"one", "bad", "two"}
     assert services.status().returncode == 1
     assert services.status("one", "two").returncode == 0
@@ -179,10 +229,12 @@ def test_the_first_failure_is_the_status(services: Services) -> None:
     ports = free_ports(4)
     services.describe("one", f"{ports[0]}:127.0.0.1:{ports[1]}", 'cmd = "exit 7"')
     services.describe("two", f"{ports[1]}:127.0.0.1:{ports[0]}", 'cmd = "true"')
-    services.describe("bad", f"{ports[2]}:127.0.0.1:{ports[3]}", 'cmd = "ls"', proof="none")
-    program = services.up("one", "two", "bad")
-    # bad ends at once, and the others when their commands have.
-    assert program.wait() == errno.ENOENT
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        forward = f'L = "127.0.0.1:{taken.getsockname()[1]}:127.0.0.1:1"'
+        services.describe("bad", f"{ports[2]}:127.0.0.1:{ports[3]}", forward)
+        program = services.up("one", "two", "bad")
+        # bad ends at once, and the others when their commands have.
+        assert program.wait() == errno.EADDRINUSE
     assert "bad: " in program.errors
     assert services.left_over == []
 
@@ -191,7 +243,9 @@ def test_a_command_that_leaves_a_daemon_behind(services: Services) -> None:
     ports = free_ports()
     held = services.directory / "held"
     script = f"exec 3<&0; (read -r line <&3; echo $line >{held}; read -r line <&3) &"
-    services.describe("one", f"{ports[0]}:127.0.0.1:{ports[1]}", f"cmd = '{script}'")
+    # Else one whose command has not been seen to end yet would look for the other side again.
+    once = "retry = false"
+    services.describe("one", f"{ports[0]}:127.0.0.1:{ports[1]}", f"cmd = '{script}'", once)
     services.describe("two", f"{ports[1]}:127.0.0.1:{ports[0]}", 'cmd = "echo hello; sleep 1000"')
     one, two = services.up("one"), services.up("two")
     eventually(lambda: held.exists() and held.read_text() == "hello\n", "the daemon's file")
@@ -234,6 +288,20 @@ def test_a_name_that_is_unknown_yet_is_waited_for(services: Services) -> None:
     assert "nobody.invalid" in services.ask("one")["problem"]
 
 
+def test_a_port_that_is_in_use_is_waited_for(services: Services) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("", 0))
+        port = taken.getsockname()[1]
+        path = services.describe("one", f"{port}:127.0.0.1:{free_ports()[0]}", 'expose = "any"')
+        one = services.up(os.path.relpath(path), "--json")
+        assert str(port) in one.event("held-up")["message"]
+        told = services.ask("one")
+        assert told["state"] == "searching"
+        assert told["problem"]
+        assert told["description"] == str(path)
+    assert one.event("opened")["local_port"] == port
+
+
 # -- the service manager --------------------------------------------------------------------------
 
 
@@ -248,22 +316,54 @@ def test_the_service_manager_is_told(services: Services) -> None:
         one = services.up("one", before=before, env=environment)
         heard: list[str] = []
 
-        def hears(line: str) -> None:
-            while line not in heard:
+        def hears(beginning: str) -> str:
+            while not (found := [line for line in heard if line.startswith(beginning)]):
                 heard.extend(manager.recv(4096).decode().splitlines())
+            return found[0]
 
+        # The other side may be away for days, and the machine's start is not to wait for it.
+        hears("READY=1")
         hears("STATUS=looking for a path to 127.0.0.1")
         hears("WATCHDOG=1")
-        assert "READY=1" not in heard
         services.up("two")
-        hears("READY=1")
-        hears(f"STATUS=connected to {services.ask('one')['peer']}")
-        heard.clear()
-        hears("WATCHDOG=1")
+        assert hears("STATUS=connected to ").endswith(f" {services.ask('one')['peer']}")
         one.signal(signal.SIGTERM)
         hears("STOPPING=1")
-        assert heard.count("READY=1") == 0
+        assert heard.count("READY=1") == 1
         assert one.wait() == -signal.SIGTERM
+
+
+def test_a_problem_is_told_to_the_service_manager(services: Services) -> None:
+    services.describe("one", "40000:nobody.invalid:40001", 'expose = "any"')
+    address = str(services.directory / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.settimeout(30)
+        services.up("one", env={"NOTIFY_SOCKET": address})
+        heard = ""
+        while not re.search("STATUS=looking for a path to nobody.invalid: .*nobody.invalid", heard):
+            heard += manager.recv(4096).decode() + "\n"
+        assert "READY=1" in heard.splitlines()
+
+
+def test_who_ends_at_once_has_never_been_ready(services: Services) -> None:
+    address = str(services.directory / "notify")
+    mine, theirs = free_ports()
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        socket.create_server(("127.0.0.1", 0)) as taken,
+    ):
+        manager.bind(address)
+        manager.setblocking(False)
+        forward = f'L = "127.0.0.1:{taken.getsockname()[1]}:127.0.0.1:1"'
+        services.describe("bad", f"{mine}:127.0.0.1:{theirs}", forward)
+        assert services.up("bad", env={"NOTIFY_SOCKET": address}).wait() == errno.EADDRINUSE
+        heard = []
+        with suppress(BlockingIOError):
+            while True:
+                heard += manager.recv(4096).decode().splitlines()
+    assert "STOPPING=1" in heard
+    assert "READY=1" not in heard
 
 
 def test_what_a_command_is_not_told(services: Services) -> None:

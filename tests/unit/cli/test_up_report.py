@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nat_traverse.api import Unfinished
+from nat_traverse.carry.wireguard import Configuration
 from nat_traverse.cli.monitor import Monitor, State
 from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE, Connect
 from nat_traverse.cli.up_report import UpJsonReport, UpReport, is_journal, make_up_report
@@ -113,15 +114,31 @@ def test_the_state_follows(capsys: Capture) -> None:
     assert (monitor.state, told.changes) == (State.CONNECTED, 1)
     report.lost("The other side is gone.")
     assert (monitor.state, told.changes) == (State.SEARCHING_AGAIN, 2)
-    report.held_up("No route.")
+    for _ in range(3):  # as every second
+        report.held_up("No route.")
     assert monitor.describe()["problem"] == "No route."
+    assert told.changes == 3
     report.attach("vpn", lambda: {"device": "nat0"})
     assert monitor.describe()["vpn"] == {"device": "nat0"}
     report.failed("It is over.", 3)
+    assert told.changes == 4
     report.ended(3)
-    assert (monitor.state, told.changes) == (State.ENDED, 3)
+    assert (monitor.state, told.changes) == (State.ENDED, 5)
     assert monitor.describe()["problem"] == "It is over."
     assert "home: " in capsys.readouterr().err
+
+
+def test_wireguard_says_when_it_is_connected(capsys: Capture) -> None:
+    file = Configuration("/etc/wireguard/nat.conf", "nat", Target(40000, "gw", 40001), "key", 0)
+    for event in ("found", "handshake"):
+        told = Told(wireguard=file, retry=False)
+        report, monitor = told.report, told.report.monitor
+        report.wireguard("endpoint", "nat uses port 40000", peer="203.0.113.2:40001")
+        assert (monitor.state, told.changes) == (State.SEARCHING, 0)
+        report.wireguard(event, "nat is there", device="nat", peer="203.0.113.2:40001")
+        assert (monitor.state, told.changes) == (State.CONNECTED, 1)
+        assert monitor.describe()["peer"] == "203.0.113.2:40001"
+        assert "wireguard: nat is there" in capsys.readouterr().err
 
 
 def test_a_reason_is_told_once_until_there_was_a_tunnel(capsys: Capture) -> None:
