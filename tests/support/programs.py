@@ -31,10 +31,12 @@ OURS = str(Path(sys.prefix) / "bin" / "nat-traverse")
 if b"nat_traverse" not in Path(OURS).read_bytes():
     raise RuntimeError(f"{OURS} is another program: run the tests in the virtual environment")
 
-# Under nohup, programs would be started with SIGHUP ignored, and ours keeps to that. A handler of
-# ours is not handed down.
+# Under nohup programs would be started with SIGHUP ignored, and in the background of a shell script
+# with SIGINT; ours keeps to that. A handler of ours is not handed down.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def original() -> str:

@@ -41,7 +41,7 @@ from nat_traverse.tunnel.events import (
     StreamOpened,
 )
 from nat_traverse.tunnel.refusals import MalformedProofError
-from nat_traverse.tunnel.secure import NO_STREAM, SecureTunnel
+from nat_traverse.tunnel.secure import CONSENT, NO_STREAM, SecureTunnel
 from nat_traverse.wire.sealed import FIRST
 
 if TYPE_CHECKING:
@@ -656,7 +656,7 @@ class Link:
             case _:
                 self._tell(event)
                 self.ending = event
-                self._end(_failure(event))
+                self._end(_failure(event, self.tunnel.consent))
 
     def _act_beside_streams(self, event: FlowDatagram | FrameReceived | PathChanged) -> None:
         user = self._sealed_user
@@ -828,8 +828,11 @@ def _next_train(datagrams: Sequence[bytes] | deque[bytes]) -> list[bytes]:
     return train
 
 
-def _failure(event: Event) -> BaseException | None:
-    """Return what the user reads about the end of a tunnel; None if it is as it should be."""
+def _failure(event: Event, consent: float = CONSENT) -> BaseException | None:
+    """Return what the user reads about the end of a tunnel; None if it is as it should be.
+
+    `consent` is the silence in seconds that ends it.
+    """
     match event:
         case Ended():
             return None
@@ -844,7 +847,7 @@ def _failure(event: Event) -> BaseException | None:
         case PeerClosed(code, text):
             return _peer_closed(code, text)
         case PeerVanished(number):
-            return _vanished(number)
+            return _vanished(number, consent)
     return MalformedProofError("an event that nobody expects")
 
 
@@ -867,7 +870,7 @@ def _peer_closed(code: int, text: str) -> BaseException | None:
     )
 
 
-def _vanished(number: int) -> PeerGoneError:
+def _vanished(number: int, consent: float) -> PeerGoneError:
     texts = {
         errno.ENETRESET: "This host has another address now, and the other side is out of reach.",
         errno.ECONNREFUSED: "The other side's port is closed: nat-traverse has ended there.",
@@ -875,8 +878,8 @@ def _vanished(number: int) -> PeerGoneError:
     }
     text = texts.get(
         number,
-        "Nothing has come from the other side for too long: its host or its network is down, or"
-        " a gateway has forgotten the path.",
+        f"Nothing has come from the other side for {consent:g} seconds: its host or its network is"
+        " down, or a gateway has forgotten the path.",
     )
     return PeerGoneError(f"{text} Start both again.", number)
 

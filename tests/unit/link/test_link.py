@@ -279,7 +279,7 @@ class TestFailures:
         for number, text in (
             (errno.ECONNREFUSED, "port is closed"),
             (errno.ECONNRESET, "started again"),
-            (errno.ETIMEDOUT, "for too long"),
+            (errno.ETIMEDOUT, "30 seconds"),
             (errno.ENETRESET, "another address now"),
         ):
             error = _failure(PeerVanished(number))
