@@ -10,6 +10,7 @@ from nat_traverse.carry.datagram_relay import DatagramRelay
 from nat_traverse.carry.descriptors import Sink, Source
 from nat_traverse.carry.main_stream import MainStream
 from nat_traverse.carry.stream_relay import StreamRelay
+from nat_traverse.tunnel.secure import CONSENT
 from support.ends import PipeEnd
 from support.links import links
 
@@ -79,9 +80,10 @@ async def stream_ends(
     swapped: bool = False,
     datagrams: bool = False,
     packets: bool = True,
+    consent: float = CONSENT,
 ) -> AsyncIterator[tuple[StreamEnd, StreamEnd]]:
     """Two ends; only the left one, the client's unless `swapped`, has `grace`, as a command's."""
-    async with links() as pair:
+    async with links(consent=consent) as pair:
         one, other = reversed(pair) if swapped else pair
         with (
             StreamEnd(one, grace, datagrams=datagrams, packets=packets) as left,

@@ -400,11 +400,9 @@ def mute(end: StreamEnd) -> Iterator[None]:
 
 
 class TestTheTunnelsEnd:
-    def test_a_peer_that_vanishes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("nat_traverse.tunnel.secure.CONSENT", 0.3)
-
+    def test_a_peer_that_vanishes(self) -> None:
         async def test() -> None:
-            async with stream_ends() as (left, right):
+            async with stream_ends(consent=0.3) as (left, right):
                 relaying = [left.start(), right.start()]
                 await right.write(b"before")
                 await left.write(b"all", end=True)
