@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+# Bytes of IP that every IPv6 path carries (RFC 8200, section 5).
+IPV6_MINIMUM_MTU = 1280
+
 _IPV4_HEADERS = 28  # bytes: IPv4 without options (RFC 791), UDP (RFC 768)
 _IPV6_HEADERS = 48  # bytes: IPv6 without extensions (RFC 8200), UDP
 

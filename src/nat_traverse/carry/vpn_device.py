@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import ipaddress
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from nat_traverse.carry.addressing import covers, halves
 from nat_traverse.errors import DeviceError
+from nat_traverse.model import IPV6_MINIMUM_MTU
 from nat_traverse.net.privileges import drop_to
 from nat_traverse.net.rtnetlink import Network as Kernel
 from nat_traverse.net.tun import AUTOMATIC, Tun
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
     from nat_traverse.carry.addressing import Address, Network, Plan
     from nat_traverse.net.rtnetlink import Route
-
-# IPv6 asks every link for this much (RFC 8200, section 5); Linux takes its addresses away below.
-SMALLEST_IPV6: Final = 1280
 
 
 class VpnDevice:
@@ -71,7 +69,7 @@ class VpnDevice:
             # Without, the kernel would take the IPv6 addresses away. TCP is cut to what fits all
             # the same. What else is larger than the path is lost, and counted: who sends IPv6 would
             # not believe that a path takes less.
-            mtu = max(mtu, SMALLEST_IPV6)
+            mtu = max(mtu, IPV6_MINIMUM_MTU)
         if not self._mtu:
             self._bring_up(mtu, outer)
         elif self._may_change:

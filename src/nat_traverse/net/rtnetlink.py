@@ -24,6 +24,7 @@ from ipaddress import (
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeAlias
 
 from nat_traverse.errors import DeviceError
+from nat_traverse.model import IPV6_MINIMUM_MTU
 from nat_traverse.net.netlink import MAKE_NEW, Message, Netlink, attribute, attributes_in, nested
 from nat_traverse.net.privileges import lacks_net_admin
 
@@ -92,8 +93,6 @@ _FAMILY: Final = struct.Struct("=H")  # the start of struct rtvia, in front of t
 
 # IPv6's metric where none is given; IPv4's is 0.
 _IPV6_METRIC: Final = 1024
-# RFC 8200, section 5: Linux has no IPv6 on a device with less.
-_IPV6_LEAST_MTU: Final = 1280
 
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -152,7 +151,7 @@ class Network:
         """
         doing = f"Giving {_name(index)} an MTU of {mtu}"
         change = _number(_IFLA_MTU, mtu)
-        if mtu < _IPV6_LEAST_MTU or self._silence(index, doing):
+        if mtu < IPV6_MINIMUM_MTU or self._silence(index, doing):
             self._set_link(index, change, doing)
             return
         # At once with this MTU the kernel makes the device's IPv6 anew, addresses and all. Not on
@@ -199,7 +198,7 @@ class Network:
                 raise DeviceError(
                     f"{doing} failed ({error.strerror}): most likely IPv6 is switched off there."
                     f" See sysctl net.ipv6.conf.{_name(index)}.disable_ipv6; the MTU has to be"
-                    f" {_IPV6_LEAST_MTU} at least."
+                    f" {IPV6_MINIMUM_MTU} at least."
                 ) from error
             raise _explained(error, doing) from error
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nat_traverse.model import IPV6_MINIMUM_MTU
 from nat_traverse.punch.settings import DATAGRAM_SIZE, LARGE_DATAGRAM_SIZE
 from nat_traverse.wire.hello import HELLO_SIZE, Mode
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
     from nat_traverse.punch.route import Route
 
-# What every IPv6 path carries (1,280, RFC 8200 section 5), less the IPv6 and UDP headers.
-_IPV6_MINIMUM = 1232
+# What every IPv6 path carries, less the IPv6 and UDP headers (40 and 8 bytes).
+_IPV6_MINIMUM = IPV6_MINIMUM_MTU - 48
 # (number of nominations, size): several of each, since one may be lost for any other reason.
 _SIZES = ((4, DATAGRAM_SIZE), (4, _IPV6_MINIMUM))
 # For an encrypted tunnel, which can't do with less: so many that on a path that loses 30 % each way

@@ -12,6 +12,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from nat_traverse.errors import LocalProtocolError, RemoteProtocolError
+from nat_traverse.model import IPV6_MINIMUM_MTU
 from nat_traverse.wire import ip
 
 if TYPE_CHECKING:
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
 # The most that an answer may have. IPv4: RFC 1812, section 4.3.2.3, "as much of the original as
 # possible" within 576 bytes; IPv6: RFC 4443, section 2.4 (c), within the smallest MTU.
 LONGEST_IPV4: Final = 576
-LONGEST_IPV6: Final = 1280
-SMALLEST_MTU_IPV6: Final = 1280  # RFC 8200, section 5
+LONGEST_IPV6: Final = IPV6_MINIMUM_MTU
 
 _UNREACHABLE, _FRAGMENTATION_NEEDED = 3, 4  # type and code (RFC 792)
 _TOO_BIG: Final = 2  # type (RFC 4443, section 3.2)
@@ -89,7 +89,7 @@ def _fragmentation_needed(packet: Buffer, header: Header, mtu: int, source: byte
 def _packet_too_big(packet: Buffer, header: Header, mtu: int, source: bytes) -> bytes | None:
     # A destination that is many is no reason against it here: RFC 4443, section 2.4 (e.3). Nor is
     # a fragment, which has to become smaller at its source as well.
-    if mtu < SMALLEST_MTU_IPV6 or not any(header.source):
+    if mtu < IPV6_MINIMUM_MTU or not any(header.source):
         return None
     if header.source[0] == _MULTICAST_IPV6:
         return None
