@@ -6,7 +6,7 @@ import asyncio
 import errno
 from collections import deque
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from nat_traverse.errors import (
     LocalNetworkError,
@@ -15,9 +15,10 @@ from nat_traverse.errors import (
     PeerGoneError,
     shown,
 )
+from nat_traverse.link.sealed import sort_out
 from nat_traverse.link.statistics import Statistics
 from nat_traverse.link.stream import Stream
-from nat_traverse.model import ErrorKind, Path
+from nat_traverse.model import IPV6_MINIMUM_MTU, ErrorKind, Path
 from nat_traverse.net import shutter
 from nat_traverse.net.address import endpoint_from, sockaddr
 from nat_traverse.net.offload import MAX_DATAGRAM, burst_size
@@ -42,11 +43,11 @@ from nat_traverse.tunnel.events import (
 )
 from nat_traverse.tunnel.refusals import MalformedProofError
 from nat_traverse.tunnel.secure import CONSENT, NO_STREAM, SecureTunnel
-from nat_traverse.wire.sealed import FIRST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from nat_traverse.link.sealed import SealedUser
     from nat_traverse.model import Endpoint, NetworkError
     from nat_traverse.net.address import SocketAddress
     from nat_traverse.net.offload import Arrived
@@ -71,39 +72,12 @@ _LOOK = 1.0
 # streams are bounded by their credit.
 _HELD = 256
 _STRAY = 64
-# Bytes of the smallest path that is believed in: IPv6 guarantees its own (RFC 8200, section 5), and
-# Linux does not believe in less than that with IPv4 (ip-sysctl, min_pmtu).
-_SMALLEST_IPV4, _SMALLEST_IPV6 = 552, 1280
+# Bytes of the smallest IPv4 path that is believed in, as Linux does (ip-sysctl, min_pmtu).
+_SMALLEST_IPV4 = 552
 
 
 class NoAnswerError(NatTraverseError):
     """A path was found, and no encrypted channel came about on it."""
-
-
-class SealedUser(Protocol):
-    """Who sends and takes sealed datagrams (`wire.sealed`) beside QUIC's packets."""
-
-    @property
-    def names(self) -> Sequence[bytes]:
-        """By which indices the peer's datagrams are known at present."""
-
-    def sealed_received(self, runs: Sequence[tuple[bytes, int]], now: float) -> int:
-        """Take runs of datagrams, each with the size of those in it; the last may be shorter.
-
-        Returns how many of the datagrams proved to be the peer's.
-        """
-
-    def frame_received(self, kind: int, value: bytes) -> None:
-        """Take a control frame that is not the tunnel's own."""
-
-    def sealed_writable(self) -> None:
-        """Send on: what `send_sealed` had no room for may have it now."""
-
-    def path_changed(self) -> None:
-        """Learn that the peer, or this host, is somewhere else now."""
-
-    def path_narrowed(self, datagram_size: int) -> None:
-        """Learn that the path takes datagrams of so many bytes at most."""
 
 
 class Link:
@@ -348,7 +322,7 @@ class Link:
 
     def _receive(self, number: int, sock: UdpSocket, now: float) -> None:
         """Take what has arrived: runs one by one, and what came singly all at once."""
-        arrived = sock.receive_many(self._incoming, _OCTETS)
+        arrived: Sequence[Arrived] = sock.receive_many(self._incoming, _OCTETS)
         if self._sealed_user is not None:
             arrived = self._take_sealed(self._sealed_user, arrived, number, now)
         singles: list[bytes] = []
@@ -372,57 +346,25 @@ class Link:
             self.tunnel.receive_many(singles, now)
 
     def _take_sealed(
-        self, user: SealedUser, arrived: list[Arrived], number: int, now: float
-    ) -> list[Arrived]:
-        """Hand the sealed datagrams to their user, all at once, and return the others."""
-        others: list[Arrived] = []
-        runs: list[tuple[bytes, int]] = []
-        sender: SocketAddress | None = None
-        for each in arrived:
-            data, size, address = each
-            found = data[::size].count(FIRST)
-            if not found:
-                others.append(each)
-                continue
-            if found < -(-len(data) // size):
-                # Both kinds in one run, since their sizes happen to be the same.
-                mine, theirs = _sorted_out(each)
-                others += theirs
-                data = b"".join(mine)  # a run again: only the last one may be shorter
-            if address != sender:
-                self._hand_over(user, runs, sender, number, now)
-                runs, sender = [], address
-            runs.append((data, size))
-        self._hand_over(user, runs, sender, number, now)
+        self, user: SealedUser, arrived: Sequence[Arrived], number: int, now: float
+    ) -> Sequence[Arrived]:
+        """Hand the sealed datagrams to their user, all of one sender at once; return the others."""
+        batches, others = sort_out(arrived)
+        for batch in batches:
+            genuine = user.sealed_received(batch.runs, now)
+            if genuine:
+                self.octets_received += batch.octets
+                self.tunnel.note_peer(self._path(number, batch.sender), batch.octets, now)
+            if genuine < batch.datagrams:
+                self.tunnel.note_strangers(batch.datagrams - genuine, now)
         return others
-
-    def _hand_over(
-        self,
-        user: SealedUser,
-        runs: list[tuple[bytes, int]],
-        sender: SocketAddress | None,
-        number: int,
-        now: float,
-    ) -> None:
-        """Hand runs of one sender to their user, and see whose they were."""
-        if not runs or sender is None:
-            return
-        path = self._path(number, sender)
-        datagrams = sum(-(-len(data) // size) for data, size in runs)
-        genuine = user.sealed_received(runs, now)
-        if genuine:
-            octets = sum(len(data) for data, _ in runs)
-            self.octets_received += octets
-            self.tunnel.note_peer(path, octets, now)
-        if genuine < datagrams:
-            self.tunnel.note_strangers(datagrams - genuine, now)
 
     def _take_error(self, error: NetworkError, path: Path, now: float) -> None:
         """Take what the network, or this host, says of something that was sent."""
         self.tunnel.receive_error(error, path, now)
         if error.kind is ErrorKind.TOO_BIG and self._sealed_user is not None:
             # Anybody can send such a message, who guesses the ports; see docs/security.md.
-            smallest = _SMALLEST_IPV6 if path.remote.is_ipv6 else _SMALLEST_IPV4
+            smallest = IPV6_MINIMUM_MTU if path.remote.is_ipv6 else _SMALLEST_IPV4
             if path == self.tunnel.path and error.mtu >= smallest:
                 self._sealed_user.path_narrowed(error.mtu - path.remote.headers)
 
@@ -799,19 +741,6 @@ class Link:
                 self._blocked = None
                 self.loop.call_soon(self._guarded, self._send_on)
             sock.close()
-
-
-def _sorted_out(run: Arrived) -> tuple[list[bytes], list[Arrived]]:
-    """Return the sealed datagrams of a run, and the others, one by one."""
-    mine: list[bytes] = []
-    others: list[Arrived] = []
-    for at in range(0, len(run.data), run.segment_size):
-        data = run.data[at : at + run.segment_size]
-        if data[0] == FIRST:
-            mine.append(data)
-        else:
-            others.append(run._replace(data=data))
-    return mine, others
 
 
 def _next_train(datagrams: Sequence[bytes] | deque[bytes]) -> list[bytes]:
