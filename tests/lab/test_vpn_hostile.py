@@ -25,14 +25,14 @@ SCRIPT = """\
 import sys
 sys.path.insert(0, sys.argv.pop(1))
 from lab.test_vpn_hostile import hostile
-from nat_traverse.carry import vpn
+from nat_traverse.carry import vpn_session
 from nat_traverse.cli import main
 
-class Cutter(vpn.Cutter):
+class Cutter(vpn_session.Cutter):
     def cut(self, frame):
         return [[part] for part in hostile()] + super().cut(frame)
 
-vpn.Cutter = Cutter
+vpn_session.Cutter = Cutter
 sys.exit(main(sys.argv[1:]))
 """
 

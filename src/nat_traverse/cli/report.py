@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from nat_traverse.carry.relay import RelayEvent
     from nat_traverse.carry.stream_relay import StreamEvent
     from nat_traverse.carry.streams import ForwardEvent
-    from nat_traverse.carry.vpn import VpnEvent
+    from nat_traverse.carry.vpn_events import VpnEvent
     from nat_traverse.cli.explain import Explanation
     from nat_traverse.cli.settings import Connect
     from nat_traverse.model import Endpoint, NetworkError, Path

@@ -6,6 +6,7 @@ import asyncio
 import os
 from dataclasses import dataclass, replace
 from functools import partial
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from nat_traverse.api import Settings, reach
@@ -21,6 +22,7 @@ from nat_traverse.cli.search import punch_settings, watched
 from nat_traverse.cli.title import hide_argument
 from nat_traverse.errors import PeerGoneError
 from nat_traverse.link.establish import Purpose, spare_ports
+from nat_traverse.punch.ports import FIRST_PORT
 from nat_traverse.punch.settings import DATAGRAM_SIZE, LARGE_DATAGRAM_SIZE
 from nat_traverse.session import Hole, Opened
 from nat_traverse.tunnel.events import Closing
@@ -39,9 +41,6 @@ if TYPE_CHECKING:
 # s between the end of a tunnel and the search for the next: a peer that is stopped and started by
 # a service manager needs about so long, and a peer that refuses at once is not asked without rest.
 _REST = 0.5
-
-# Ports below are for whoever has CAP_NET_BIND_SERVICE (IPPORT_RESERVED).
-_FIRST_OPEN_PORT = 1024
 
 # With --retry: how many keepalives in a row have to get no answer until the peer counts as lost,
 # and how long (s) that takes at least. Three lost ones in a row are no chance.
@@ -192,10 +191,10 @@ async def _forward(connect: Connect, report: Report, settings: Settings) -> int:
 
 async def _carry_packets(connect: Connect, report: Report, settings: Settings, plan: Plan) -> int:
     """Be one end of a VPN until the tunnel is over; with --retry, over one after the other."""
-    from nat_traverse.carry.vpn import Vpn, address_of  # noqa: PLC0415 (few runs are for this)
+    from nat_traverse.carry.vpn import Vpn  # noqa: PLC0415 (few runs are for this)
 
     # Who gives up the rights of root may need the port again.
-    needs_port = connect.retry and 0 < connect.target.local_port < _FIRST_OPEN_PORT
+    needs_port = connect.retry and 0 < connect.target.local_port < FIRST_PORT
     keep = frozenset({"net_bind_service"} if needs_port else ())
     vpn = Vpn(plan, report.observe, keep)
 
@@ -203,7 +202,7 @@ async def _carry_packets(connect: Connect, report: Report, settings: Settings, p
         def see(event: object) -> None:
             if isinstance(event, Opened):
                 # Where the peer is looked for must not be looked for through the VPN.
-                vpn.keep_ways(map(address_of, event.remotes))
+                vpn.keep_ways(ip_address(each.host) for each in event.remotes)
             observe(event)
 
         return await reach(settings, see)

@@ -12,7 +12,7 @@ from nat_traverse.api import MOST_FAILURES, Rejected, Unfinished
 from nat_traverse.carry.datagram_relay import DatagramsDropped, DatagramTooLarge
 from nat_traverse.carry.stream_relay import AllArrived, AllDelivered
 from nat_traverse.carry.streams import Forwarded, ForwardRefused, Listening, ListeningEnded
-from nat_traverse.carry.vpn import VpnDropped, VpnResized, VpnUp
+from nat_traverse.carry.vpn_events import VpnDropped, VpnResized, VpnUp
 from nat_traverse.cli.settings import NORMAL, VERBOSE
 from nat_traverse.tunnel.events import Closing, PathChanged, PeerClosed, PeerVanished
 

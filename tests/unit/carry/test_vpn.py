@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from nat_traverse.carry import vpn as vpn_module
-from nat_traverse.carry import vpn_device
+from nat_traverse.carry import vpn_device, vpn_session
 from nat_traverse.carry.addressing import Plan, make_plan
-from nat_traverse.carry.vpn import Vpn, VpnDropped, VpnResized, VpnUp
+from nat_traverse.carry.vpn import Vpn
+from nat_traverse.carry.vpn_events import VpnDropped, VpnResized, VpnUp
 from nat_traverse.errors import (
     DeniedError,
     DeviceError,
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nat_traverse.carry.addressing import Address
-    from nat_traverse.carry.vpn import VpnEvent
+    from nat_traverse.carry.vpn_events import VpnEvent
+    from nat_traverse.carry.vpn_session import VpnSession
     from nat_traverse.link.link import Link
 
 _T = TypeVar("_T")
@@ -239,7 +241,7 @@ class End:
         return found
 
     @property
-    def session(self) -> vpn_module._Session:
+    def session(self) -> VpnSession:
         assert self.vpn._session is not None
         return self.vpn._session
 
@@ -388,7 +390,7 @@ class TestPackets:
         self, has: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         answers = iter(has)
-        monkeypatch.setattr(vpn_module, "has_aes", lambda: next(answers))
+        monkeypatch.setattr(vpn_session, "has_aes", lambda: next(answers))
         chosen: list[Cipher] = []
 
         def sealer(key: bytes, index: bytes, cipher: Cipher) -> sealing.Sealer:
@@ -554,7 +556,7 @@ class TestAgreeing:
         run(main())
 
     def test_a_peer_that_says_nothing_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(vpn_module, "_PATIENCE", 0.1)
+        monkeypatch.setattr(vpn_session, "_PATIENCE", 0.1)
 
         async def main() -> None:
             async with links(purpose=Purpose.VPN) as (one, _):
@@ -569,7 +571,7 @@ class TestAgreeing:
         run(main())
 
     def test_patience_is_not_for_what_is_agreed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(vpn_module, "_PATIENCE", 0.5)
+        monkeypatch.setattr(vpn_session, "_PATIENCE", 0.5)
 
         async def main() -> None:
             async with up() as (left, right):
@@ -980,16 +982,16 @@ class TestPath:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Whoever guesses the ports can say so, with one forged packet of ICMP."""
-        monkeypatch.setattr(vpn_module, "_WIDEN", 0.02)
+        monkeypatch.setattr(vpn_session, "_WIDEN", 0.02)
         known = [1300]
-        monkeypatch.setattr(vpn_module, "path_mtu", lambda _: known[-1])
+        monkeypatch.setattr(vpn_session, "path_mtu", lambda _: known[-1])
 
         async def main() -> None:
             async with up() as (left, right):
                 before = left.device.mtu
                 assert mtus == [before, before]
                 left.say_too_big(1300)
-                assert left.device.mtu == vpn_device.SMALLEST_IPV6 == mtus[-1]
+                assert left.device.mtu == 1280 == mtus[-1]
                 assert left.all(VpnResized) == [VpnResized("nat0", 1280)]
                 sent = [bytes(range(250)) * 20, bytes(range(125)) * 40]
                 for version, payload in zip((4, 6), sent, strict=True):
@@ -1023,7 +1025,7 @@ class TestPath:
         run(main())
 
     def test_that_becomes_wider_step_by_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(vpn_module, "_WIDEN", 0.01)
+        monkeypatch.setattr(vpn_session, "_WIDEN", 0.01)
         known: list[int | None] = [None]
 
         def path_mtu(_: Endpoint) -> int | None:
@@ -1031,7 +1033,7 @@ class TestPath:
                 raise LocalNetworkError("no route", errno.ENETUNREACH)
             return known[-1]
 
-        monkeypatch.setattr(vpn_module, "path_mtu", path_mtu)
+        monkeypatch.setattr(vpn_session, "path_mtu", path_mtu)
 
         async def main() -> None:
             async with up() as (left, _):
@@ -1058,7 +1060,7 @@ class TestPath:
     def test_is_not_looked_at_any_more_when_it_is_over(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(vpn_module, "_WIDEN", 0.01)
+        monkeypatch.setattr(vpn_session, "_WIDEN", 0.01)
 
         async def main() -> None:
             async with up() as (left, _):
@@ -1078,8 +1080,8 @@ class TestPath:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As for a moment after this host has lost its way: sealed packets are too large there."""
-        monkeypatch.setattr(vpn_module, "_WIDEN", 0.01)
-        monkeypatch.setattr(vpn_module, "path_mtu", lambda _: 65_536)
+        monkeypatch.setattr(vpn_session, "_WIDEN", 0.01)
+        monkeypatch.setattr(vpn_session, "path_mtu", lambda _: 65_536)
         sources: list[str | None] = ["127.0.0.1"]
 
         def source_for(_: Endpoint) -> Endpoint:
@@ -1088,7 +1090,7 @@ class TestPath:
                 raise LocalNetworkError("no route", errno.ENETUNREACH)
             return Endpoint(source, 1)
 
-        monkeypatch.setattr(vpn_module, "source_for", source_for)
+        monkeypatch.setattr(vpn_session, "source_for", source_for)
 
         async def main() -> None:
             async with up() as (left, right):
@@ -1244,10 +1246,3 @@ class TestKeepingWays:
             assert len(device.around) == seen
 
         run(main())
-
-
-@pytest.mark.parametrize("host", ["fe80::1%eth0", "fe80::1", "192.0.2.1"])
-def test_the_address_of_an_endpoint(host: str) -> None:
-    address = vpn_module.address_of(Endpoint(host, 7))
-    assert address == ip_address(host.partition("%")[0])
-    assert getattr(address, "scope_id", None) is None

@@ -14,7 +14,7 @@ from nat_traverse.carry.datagram_relay import DatagramsDropped, DatagramTooLarge
 from nat_traverse.carry.receiver import OutputOverflowed
 from nat_traverse.carry.stream_relay import AllArrived, AllDelivered
 from nat_traverse.carry.streams import Forwarded, ForwardRefused, Listening, ListeningEnded
-from nat_traverse.carry.vpn import VpnDropped, VpnResized, VpnUp
+from nat_traverse.carry.vpn_events import VpnDropped, VpnResized, VpnUp
 from nat_traverse.carry.wireguard import Configuration
 from nat_traverse.cli.explain import Explanation
 from nat_traverse.cli.report import (

@@ -257,7 +257,7 @@ class TestVpn:
 
     def test_each_search_goes_beside_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The ways are there before anything is sent, and before anybody hears of it."""
-        remotes = Endpoint("203.0.113.9", 40_001), Endpoint("fe80::9%eth0", 40_001)
+        remotes = Endpoint("203.0.113.9", 40_001), Endpoint("fe80::9", 40_001)
         opened = Opened(40_000, (), remotes, (), ())
         links = [Lost(None), Lost(PeerGoneError("Silence.", errno.ETIMEDOUT))]
         coming = iter(links)

@@ -7,7 +7,7 @@ import pytest
 
 from nat_traverse.api import Rejected, Unfinished
 from nat_traverse.carry.streams import ForwardEvent, ForwardRefused, Traffic
-from nat_traverse.carry.vpn import VpnDropped, VpnResized, VpnUp
+from nat_traverse.carry.vpn_events import VpnDropped, VpnResized, VpnUp
 from nat_traverse.cli.report import JsonReport, Report
 from nat_traverse.cli.settings import NORMAL, VERBOSE, Connect
 from nat_traverse.cli.tunnel_words import tunnel_words
