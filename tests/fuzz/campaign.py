@@ -28,6 +28,7 @@ import struct
 import sys
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -63,7 +64,7 @@ class Failure(NamedTuple):
         )
 
 
-class Campaign:
+class Campaign(ABC):
     """One run over some targets, all in turn. A fuzzer says in a subclass which there are.
 
     The inputs of the targets in `sequences` consist of parts, and are changed as such.
@@ -82,9 +83,9 @@ class Campaign:
         self.seen: dict[str, Features] = {name: set() for name in targets}
         self.inputs: Counter[str] = Counter()
 
+    @abstractmethod
     def starts(self) -> dict[str, list[bytes]]:
         """Return the inputs to start from, for each target; chance is `self.chance`."""
-        raise NotImplementedError
 
     def run(self, seconds: float) -> Failure | None:
         """Go on for `seconds`; return the first failure, or None."""
@@ -168,7 +169,7 @@ def beginning(text: str) -> str:
 # -- mutation -------------------------------------------------------------------------------------
 
 
-class Mutator:
+class Mutator(ABC):
     """Makes new inputs of old ones, by chance. A format's own knowledge is in a subclass.
 
     `interesting` are bytes that may mean something in the format. `piece` is how many bytes are put
@@ -222,13 +223,13 @@ class Mutator:
                 ours[at] = self.mutate_part(ours[at], chance.choice(theirs) if theirs else b"")
         return data[: self.head] + b"".join(ours[: self.most])
 
+    @abstractmethod
     def parts(self, data: bytes) -> list[bytes]:
         """Return the parts of a sequence, each in its own bytes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mutate_part(self, part: bytes, other: bytes) -> bytes:
         """Return a part of a sequence with something changed in it."""
-        raise NotImplementedError
 
     def place(self, end: int) -> int:
         """Choose where to change something: from 0 to `end`, which is among them."""

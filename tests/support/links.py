@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
 from nat_traverse.link.establish import Purpose, establish
+from nat_traverse.net.udp import UdpSocket
 from nat_traverse.session import PunchSettings, punch
 from nat_traverse.tunnel.proof import Means
 from nat_traverse.tunnel.secure import CONSENT
@@ -17,8 +18,11 @@ from support.ends import free_ports
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    import pytest
+
     from nat_traverse.link.link import Link
     from nat_traverse.link.stream import Stream
+    from nat_traverse.net.address import SocketAddress
     from nat_traverse.session import Hole
     from nat_traverse.tunnel.events import Event
 
@@ -239,3 +243,23 @@ class Sealing:
         while not condition(self):
             self.changed.clear()
             await self.changed.wait()
+
+
+def crowd(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have sockets be full from now on for each third send, and take one datagram of each other.
+
+    Returns the sizes of the datagrams that were to be sent, one for each call, as they are made.
+    """
+    send = UdpSocket.send_segments
+    calls: list[int] = []
+
+    def sometimes_full(self: UdpSocket, buffers: list[bytes], size: int, to: SocketAddress) -> int:
+        calls.append(size)
+        if len(calls) % 3 == 0:
+            return 0
+        if len(calls) % 3 == 1:
+            buffers = [b"".join(buffers)[:size]]
+        return send(self, buffers, size, to)
+
+    monkeypatch.setattr(UdpSocket, "send_segments", sometimes_full)
+    return calls

@@ -29,14 +29,13 @@ from nat_traverse.link.establish import Purpose
 from nat_traverse.model import Endpoint, ErrorKind, NetworkError
 from nat_traverse.net.errqueue import QueuedError
 from nat_traverse.net.tun import MAX_FRAME, Offload
-from nat_traverse.net.udp import UdpSocket
 from nat_traverse.tunnel import keying, sealing
 from nat_traverse.tunnel.sealing import Cipher
 from nat_traverse.wire.control import Frame
 from nat_traverse.wire.sealed import OVERHEAD, PREFIX
 from nat_traverse.wire.vpn import Terms, encode_terms
 from support.ends import run
-from support.links import links
+from support.links import crowd, links
 from support.packets import ADDRESSES, Headers, finish, ipv4, partial, tcp, udp, verify, whole
 
 if TYPE_CHECKING:
@@ -413,21 +412,9 @@ class TestRoom:
     """A socket that is full."""
 
     def test_makes_the_device_wait_and_loses_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        real = UdpSocket.send_segments
-        calls = 0
-
-        def sometimes_full(self: UdpSocket, buffers: list[bytes], size: int, to: object) -> int:
-            nonlocal calls
-            calls += 1
-            if calls % 3 == 0:
-                return 0
-            if calls % 3 == 1:
-                buffers = [b"".join(buffers)[:size]]
-            return real(self, buffers, size, to)  # type: ignore[arg-type]
-
         async def main() -> None:
             async with up() as (left, right):
-                monkeypatch.setattr(UdpSocket, "send_segments", sometimes_full)
+                crowd(monkeypatch)
                 waits: list[bool] = []
                 read = left.session._read_device
 

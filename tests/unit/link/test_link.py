@@ -43,6 +43,7 @@ from support.links import (
     Accepting,
     Noting,
     Sealing,
+    crowd,
     links,
     sealed,
     settings,
@@ -442,21 +443,9 @@ class TestSockets:
         run(main())
 
     def test_a_full_send_buffer_only_delays(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        send = UdpSocket.send_segments
-        calls = 0
-
-        def sometimes_full(self: UdpSocket, buffers: list[bytes], size: int, to: object) -> int:
-            nonlocal calls
-            calls += 1
-            if calls % 3 == 0:
-                return 0
-            if calls % 3 == 1:
-                buffers = buffers[:1]
-            return send(self, buffers, size, to)  # type: ignore[arg-type]
-
         async def main() -> None:
             async with links() as (one, other):
-                monkeypatch.setattr(UdpSocket, "send_segments", sometimes_full)
+                calls = crowd(monkeypatch)
                 accepting = Accepting(other)
                 stream = one.open_stream(Noting())
                 stream.write(bytes(300_000))
@@ -464,7 +453,7 @@ class TestSockets:
                 theirs = await accepting.next()
                 await theirs.until_told("eof")
                 assert len(theirs.received) == 300_000
-            assert calls > 3
+            assert len(calls) > 3
 
         run(main())
 
@@ -840,21 +829,9 @@ class TestRoomForSealed:
     def test_what_has_no_room_is_neither_lost_nor_doubled(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        real = UdpSocket.send_segments
-        calls = 0
-
-        def sometimes_full(self: UdpSocket, buffers: list[bytes], size: int, to: object) -> int:
-            nonlocal calls
-            calls += 1
-            if calls % 3 == 0:
-                return 0
-            if calls % 3 == 1:
-                buffers = [b"".join(buffers)[:size]]
-            return real(self, buffers, size, to)  # type: ignore[arg-type]
-
         async def main() -> None:
             async with links() as (one, other):
-                monkeypatch.setattr(UdpSocket, "send_segments", sometimes_full)
+                crowd(monkeypatch)
                 sending, user = Sealing(one), Sealing(other)
                 for first in range(0, 200, 20):
                     sending.send(run_of(*range(first, first + 20), last=300), 1200)
