@@ -223,7 +223,8 @@ def _spare_paths(
     """Open the spare pair's sockets, as far as they can be had, and return the paths on them."""
     local_port, remote_port = spare
     numbers = {}
-    for ipv6 in routes.families():
+    remotes = routes.remotes[: MAX_PATHS - len(routes.remotes)]  # so many in all
+    for ipv6 in dict.fromkeys(remote.is_ipv6 for remote in remotes):
         with suppress(LocalNetworkError):  # somebody else has that port
             sock = UdpSocket(socket.AF_INET6 if ipv6 else socket.AF_INET, local_port)
             sock.enlarge_buffers()
@@ -231,7 +232,7 @@ def _spare_paths(
             sockets[numbers[ipv6]] = sock
     return [
         Path(numbers[remote.is_ipv6], remote._replace(port=remote_port))
-        for remote in routes.remotes[: MAX_PATHS // 2]
+        for remote in remotes
         if remote.is_ipv6 in numbers
     ]
 

@@ -149,7 +149,7 @@ from ipaddress import ip_address, ip_network
 from nat_traverse.net.rtnetlink import Network
 with Network() as network:
     for each in sys.argv[1:]:
-        found = network.is_ours(ip_network(each))
+        found = network.own_route(ip_network(each))
         without = found and (ip_network(each), found)
         way = network.route_to(ip_address(each), besides=99, without=without)
         if found:

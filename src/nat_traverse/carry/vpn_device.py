@@ -63,7 +63,8 @@ class VpnDevice:
     def configure(self, mtu: int, outer: Address) -> None:
         """Bring it up for packets of `mtu` bytes; the peer's outer address keeps its old way.
 
-        Later calls are for another path. With IPv6 it is never less than 1,280. Raises DeviceError.
+        Later calls are for another size; for other ways there is `go_around`. With IPv6 it is never
+        less than 1,280. Raises DeviceError.
         """
         if self._plan.has_ipv6:
             # Without, the kernel would take the IPv6 addresses away. TCP is cut to what fits all
@@ -75,7 +76,6 @@ class VpnDevice:
         elif self._may_change:
             self._kernel.set_mtu(self.tun.index, mtu)
             self._mtu = mtu
-            self.go_around([outer])
 
     def go_around(self, outers: Iterable[Address]) -> None:
         """Have what goes to these outer addresses take the way that it would take without the VPN.
@@ -97,7 +97,7 @@ class VpnDevice:
 
     def _go_around(self, network: Network, outer: Address) -> None:
         # Of an earlier run that was killed, too, whose gateway may be gone.
-        old = self._around.get(network) or self._kernel.is_ours(network)
+        old = self._kernel.own_route(network)
         without = None if old is None else (network, old)
         route = self._kernel.route_to(outer, besides=self.tun.index, without=without)
         if route is None:
@@ -107,12 +107,14 @@ class VpnDevice:
                 f"There is no way to {outer} but through the VPN itself. A route of your own to it"
                 f" is needed: ip route add {network} via ..."
             )
-        if old == route and self._kernel.is_ours(network) is not None:
+        if old == route:
             self._around[network] = route
             return
         self._leave_way(network)
         try:
-            self._kernel.add_route(network, route.device, gateway=route.gateway)
+            self._kernel.add_route(
+                network, route.device, gateway=route.gateway, source=route.source
+            )
         except DeviceError as error:
             cause = error.__cause__
             if isinstance(cause, OSError) and cause.errno == errno.EEXIST:
@@ -146,6 +148,6 @@ class VpnDevice:
 
     def _leave_way(self, network: Network) -> None:
         self._around.pop(network, None)
-        route = self._kernel.is_ours(network)
+        route = self._kernel.own_route(network)
         if route is not None:
             self._kernel.delete_route(network, route.device, gateway=route.gateway)

@@ -234,13 +234,12 @@ class Link:
         accepted = 0
         if self._blocked is None:
             accepted = sock.send_segments([run], size, sockaddr(self.peer, sock.family))
+            self.octets_sent += accepted
             if accepted < len(run):
-                narrow = self._take_narrowing(sock, size)
-                if narrow or not self._running:
+                if not self._fits(sock, size) or not self._running:
                     return len(run)
                 self._block(sock)
         self._sealed_waits = accepted < len(run)
-        self.octets_sent += accepted
         return accepted
 
     async def drain(self) -> None:
@@ -315,6 +314,8 @@ class Link:
         now = self.loop.time()
         for remote, error, _ in sock.receive_errors():
             self._take_error(error, Path(number, remote), now)
+        if not self._running:
+            return
         self._receive(number, sock, now)
         if self._shutter is None and self.tunnel.is_flooded(now):
             self._close_shutter()
@@ -367,15 +368,6 @@ class Link:
             smallest = IPV6_MINIMUM_MTU if path.remote.is_ipv6 else _SMALLEST_IPV4
             if path == self.tunnel.path and error.mtu >= smallest:
                 self._sealed_user.path_narrowed(error.mtu - path.remote.headers)
-
-    def _take_narrowing(self, sock: UdpSocket, size: int) -> bool:
-        """Tell whether datagrams of `size` bytes have become too large for the path."""
-        narrowed, now = False, self.loop.time()
-        for remote, error, _ in sock.receive_errors():
-            self._take_error(error, Path(self.tunnel.path.socket, remote), now)
-            mtu = error.mtu or size + remote.headers - 1
-            narrowed |= error.kind is ErrorKind.TOO_BIG and mtu - remote.headers < size
-        return narrowed
 
     def _close_shutter(self) -> None:
         """Leave a flood to the kernel for a while; it throws away what is not the peer's."""
@@ -524,17 +516,24 @@ class Link:
 
     def _wait_for_room(self, sock: UdpSocket) -> None:
         """Go on when the socket is writable; what the path is too narrow for is dropped."""
-        for remote, error, _ in sock.receive_errors():
-            self._take_error(error, Path(self.tunnel.path.socket, remote), self.loop.time())
-            if error.kind is ErrorKind.TOO_BIG and self._unsent:
-                # A path that has become narrower. Unknown sizes are those of this very datagram.
-                most = error.mtu - remote.headers if error.mtu else len(self._unsent[0]) - 1
-                if len(self._unsent[0]) > most:
-                    self._unsent.popleft()  # repeated by the engine, or lost as on any wire
+        if not self._fits(sock, len(self._unsent[0])):
+            self._unsent.popleft()  # repeated by the engine, or lost as on any wire
         self._block(sock)
+
+    def _fits(self, sock: UdpSocket, size: int) -> bool:
+        """Take what the socket has to say; False if the path is too narrow for `size` bytes now."""
+        most, now = size, self.loop.time()
+        for remote, error, _ in sock.receive_errors():
+            self._take_error(error, Path(self.tunnel.path.socket, remote), now)
+            if error.kind is ErrorKind.TOO_BIG:
+                # Unknown sizes are those of this very datagram.
+                most = min(most, error.mtu - remote.headers if error.mtu else size - 1)
+        return most >= size
 
     def _block(self, sock: UdpSocket) -> None:
         """Send nothing more until the socket has room."""
+        if not self._running:
+            return  # what the socket had to say has ended the link
         self._blocked = sock
         self.loop.add_writer(sock.fileno(), self._guarded, self._unblock, sock)
 

@@ -208,10 +208,12 @@ class Network:
         index: int,
         *,
         gateway: IPAddress | None = None,
+        source: IPAddress | None = None,
         metric: int | None = None,
     ) -> None:
         """Send what is for `network` through the device, to `gateway` if there is one.
 
+        From the address `source`, if this host is to choose that one of its own.
         Of two routes to one network the one with the smaller `metric` is used; two of one metric
         can't be: that is refused, and said whose the other is.
         """
@@ -219,6 +221,8 @@ class Network:
         is_link = gateway is None and network.version == 4  # noqa: PLR2004 (IPv6 has no such scope)
         scope = _SCOPE_LINK if is_link else _SCOPE_UNIVERSE
         body = _route(network, index, gateway, metric, scope=scope)
+        if source is not None:
+            body += attribute(_RTA_PREFSRC, source.packed)
         try:
             self._netlink.request(_RTM_NEWROUTE, body, MAKE_NEW)
         except OSError as error:
@@ -248,7 +252,7 @@ class Network:
             raise _explained(error, f"Deleting the route to {network}") from error
         return True
 
-    def is_ours(self, network: IPNetwork) -> Route | None:
+    def own_route(self, network: IPNetwork) -> Route | None:
         """Return the route to this very network that an `add_route` made; None if there is none.
 
         Of whichever run of this program: one that was killed leaves those through other devices.

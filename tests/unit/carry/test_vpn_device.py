@@ -58,18 +58,19 @@ class FakeKernel:
 
         return act
 
-    def add_route(self, network: Network, index: int, **gateway: Address | None) -> None:
+    def add_route(self, network: Network, index: int, **way: Address | None) -> None:
+        gateway = {"gateway": way["gateway"]} if "gateway" in way else {}
         self.__getattr__("add_route")(network, index, **gateway)
         if index != FakeTun.index:
             if network in ours or network in theirs:
                 raise in_use(errno.EEXIST)
-            ours[network] = Route(index, gateway["gateway"], None)
+            ours[network] = Route(index, way["gateway"], way["source"])
 
     def delete_route(self, network: Network, index: int, *, gateway: Address | None) -> None:
         self.__getattr__("delete_route")(network, index, gateway=gateway)
         assert ours.pop(network)[:2] == (index, gateway)
 
-    def is_ours(self, network: Network) -> Route | None:
+    def own_route(self, network: Network) -> Route | None:
         return ours.get(network)
 
     def route_to(
@@ -79,9 +80,7 @@ class FakeKernel:
         done.append(("route_to", address))
         network = ip_network(address)
         if network in ours and (
-            without is None
-            or without[0] != network
-            or without[1][:2] != ours[network][:2]  # it has no source of its own
+            without is None or without[0] != network or without[1] != ours[network]
         ):
             return ours[network]
         return theirs.get(network, ways[-1])
@@ -240,7 +239,7 @@ class TestGoingAround:
         device = VpnDevice(make_plan(addresses=[address]))
         assert device.leads_inside(outer)
         device.configure(1350, outer)
-        assert ours == {ip_network(outer): Route(3, GATEWAY, None)}
+        assert ours == {ip_network(outer): WAY}
         device.close()
         assert ours == {}
 
@@ -302,7 +301,7 @@ class TestGoingAround:
         device = self.up("0.0.0.0/0")
         ours.clear()
         device.go_around([OUTER])
-        assert ours == {ALONE: Route(3, GATEWAY, None)}
+        assert ours == {ALONE: WAY}
         device.close()
         assert ours == {}
 
@@ -313,7 +312,7 @@ class TestGoingAround:
         ways.append(way)
         ours[ALONE] = Route(3, gateway, None)
         device = self.up("0.0.0.0/0")
-        assert ours == {ALONE: Route(3, GATEWAY, None)}
+        assert ours == {ALONE: way}
         device.go_around([OUTER])
         assert names() == ["route_to"]
         device.close()
@@ -379,6 +378,7 @@ class TestUser:
         device.configure(1350, OUTER)
         assert dropped == [("nobody", frozenset({"net_admin"}))]
         device.configure(1300, OTHER)
+        device.go_around([OTHER])
         assert device.mtu == 1300
         take()
         device.close()

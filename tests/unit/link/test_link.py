@@ -493,7 +493,7 @@ class TestSockets:
             async with links() as (one, other):
                 Accepting(other)
                 spare = one._sockets[77] = UdpSocket(socket.AF_INET, 0)
-                one._wait_for_room(spare)
+                one._block(spare)
                 one._close_others()
                 assert spare.fileno() < 0
                 stream = one.open_stream(Noting())

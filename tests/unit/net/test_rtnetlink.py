@@ -228,7 +228,7 @@ def test_a_table_that_cannot_be_read(kernel: Kernel) -> None:
     with pytest.raises(DeviceError, match=why):
         asked.route_to(ip_address("192.0.2.1"), besides=7)
     with pytest.raises(DeviceError, match=why):
-        asked.is_ours(ip_network("192.0.2.1/32"))
+        asked.own_route(ip_network("192.0.2.1/32"))
     with pytest.raises(DeviceError, match=why):
         asked.add_address(LO, ip_interface("10.1.0.1/16"))
     # What was to be said first is said all the same, without whose it is.
@@ -255,10 +255,10 @@ def test_routes_that_are_ours(kernel: Kernel) -> None:
         route("2001:db8::1/128", through(4), to("fe80::1"), protocol=OURS, flags=16),
     ]
     asked = Network()
-    assert asked.is_ours(ip_network("192.0.2.1/32")) is None
-    assert asked.is_ours(ip_network("192.0.2.0/25")) is None
-    assert asked.is_ours(ip_network("192.0.2.0/24")) == Route(3, ip_address("10.0.0.1"), None)
-    assert asked.is_ours(ip_network("2001:db8::1/128")) == Route(4, ip_address("fe80::1"), None)
+    assert asked.own_route(ip_network("192.0.2.1/32")) is None
+    assert asked.own_route(ip_network("192.0.2.0/25")) is None
+    assert asked.own_route(ip_network("192.0.2.0/24")) == Route(3, ip_address("10.0.0.1"), None)
+    assert asked.own_route(ip_network("2001:db8::1/128")) == Route(4, ip_address("fe80::1"), None)
 
 
 @pytest.mark.parametrize(
