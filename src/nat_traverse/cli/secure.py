@@ -95,7 +95,7 @@ def _settings(connect: Connect) -> Settings:
     """Return what is to be reached. Raises UsageError and ErrnoError for bad credentials."""
     if connect.secret is not None:
         hide_argument(connect.secret)
-    means = credentials.means(
+    means = connect.means or credentials.means(
         connect.secret, connect.secret_file, os.environ, connect.identity, connect.peer_keys
     )
     purpose = Purpose.STREAM

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from nat_traverse.carry.specs import Dynamic, Exposed, Forward
     from nat_traverse.carry.wireguard import Configuration
     from nat_traverse.target import Target
+    from nat_traverse.tunnel.proof import Means
 
 QUIET: Final = -1
 NORMAL: Final = 0
@@ -24,7 +25,8 @@ class Connect(NamedTuple):
     and output.
     `hard` is one of the words of `--hard`; `ttl` is None for auto and 0 for off; `hints` are the
     likeliest ports of the peer's gateway; `rate` is in packets a second, `keepalive` in seconds.
-    `secret` to `peer_keys` are as given, names of files among them; `secret` to be hidden.
+    `secret` to `peer_keys` are as given, names of files among them; `secret` to be hidden. `means`
+    is what these say, where they were read already.
     """
 
     target: Target
@@ -53,6 +55,7 @@ class Connect(NamedTuple):
     keepalive: int = 15
     verbosity: int = NORMAL
     json: bool = False
+    means: Means | None = None
 
     def __repr__(self) -> str:
         """Show all but the secret: a traceback may be printed anywhere."""

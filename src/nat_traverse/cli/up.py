@@ -81,7 +81,7 @@ def _described(request: Up) -> dict[str, tuple[str, Connect]]:
                 problems.append(UsageError(f"{word}: there is another tunnel {name!r} here."))
                 continue
             connect = read_description(path, os.environ)
-            found[name] = path, _with_wishes(_with_phrase(connect, path), request)
+            found[name] = path, _with_wishes(_with_means(connect, path), request)
         except (UsageError, ErrnoError) as error:
             problems.append(error)
     for path, connect in found.values():
@@ -99,23 +99,20 @@ def _together(problems: Sequence[UsageError | ErrnoError]) -> UsageError | Errno
     return ErrnoError(text, first.errno) if isinstance(first, ErrnoError) else UsageError(text)
 
 
-def _with_phrase(connect: Connect, path: str) -> Connect:
-    """Return the settings with the secret in place of its file, which may be a pipe: read once.
+def _with_means(connect: Connect, path: str) -> Connect:
+    """Return the settings with what the secrets and keys are; their files may be pipes: read once.
 
-    Raises UsageError and ErrnoError for secrets and keys that can't be used.
+    Raises UsageError and ErrnoError for those that can't be used.
     """
     if connect.is_plain:  # WireGuard has its own
         return connect
     given = connect.secret, connect.secret_file, os.environ, connect.identity, connect.peer_keys
     try:
-        phrase = credentials.means(*given).secret
+        return connect._replace(means=credentials.means(*given))
     except ErrnoError as error:
         raise ErrnoError(f"{path}: {error}", error.errno) from None
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
-    if connect.secret_file is None or phrase is None:
-        return connect
-    return connect._replace(secret=phrase.decode(), secret_file=None)
 
 
 def _with_wishes(connect: Connect, request: Up) -> Connect:
@@ -187,8 +184,8 @@ class _Service:
     def _tell(self) -> None:
         """Tell the service manager how the tunnels are, and when each has begun.
 
-        Then names, listeners and devices are there. The other side is not waited for: a machine
-        that starts would wait as well, for as long as it is away.
+        Then names, listeners and the devices of VPNs are there. The other side is not waited for: a
+        machine that starts would wait as well, for as long as it is away.
         """
         monitors = [tunnel.report.monitor for tunnel in self._tunnels]
         if not self._is_ready:

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nat_traverse.cli import main
+from nat_traverse.cli.secure import _settings
 from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE, Up
 from nat_traverse.cli.up import _described, _Service
+from nat_traverse.tunnel.keys import encode_private, encode_public, public_of
 from support.ends import free_ports
 from support.forwards import unused_port
 from support.lab import eventually
@@ -87,15 +89,26 @@ def test_secrets_that_cannot_be_used_are_wrong_too(here: Services, capsys: Captu
     assert here.left_over == []
 
 
-def test_a_secret_from_a_pipe_is_read_once(here: Services) -> None:
-    pipe = here.directory / "nat-traverse" / "pipe"
-    os.mkfifo(pipe, 0o600)
-    here.describe("one", "40000:127.0.0.1:40001", 'expose = "any"', proof="pipe")
-    writer = threading.Thread(target=pipe.write_text, args=("from a pipe\n",))
-    writer.start()
+def test_secrets_and_keys_from_pipes_are_read_once(here: Services) -> None:
+    private = bytes(range(32))
+    contents = {"pipe": b"from a pipe\n", "key": encode_private(private)}
+    writers = []
+    for name, content in contents.items():
+        pipe = here.directory / "nat-traverse" / name
+        os.mkfifo(pipe, 0o600)
+        writers.append(threading.Thread(target=pipe.write_bytes, args=(content,), daemon=True))
+        writers[-1].start()
+    peer = encode_public(public_of(bytes(32)))
+    lines = ('expose = "any"', 'identity = "key"', f'peer-key = "{peer}"')
+    here.describe("one", "40000:127.0.0.1:40001", *lines, proof="pipe")
     (_, connect) = _described(Up(("one",)))["one"]
-    writer.join()
-    assert (connect.secret, connect.secret_file) == ("from a pipe", None)
+    for writer in writers:
+        writer.join()
+    # Nobody writes into the pipes any more: who opens one now waits for ever.
+    means = _settings(connect).means
+    assert means == connect.means
+    assert (means.secret, means.identity) == (b"from a pipe", private)
+    assert "from a pipe" not in repr(connect)
 
 
 def test_what_is_wrong_is_json_as_well(here: Services, capsys: Capture) -> None:
