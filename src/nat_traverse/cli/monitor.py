@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from nat_traverse._version import __version__
 from nat_traverse.carry.streams import Listening, ListeningEnded
+from nat_traverse.carry.vpn_events import VpnUp
 from nat_traverse.link.link import Link
 from nat_traverse.punch.machine import Connected
 from nat_traverse.session import Hole, Opened, PortChosen
@@ -117,42 +118,48 @@ class Monitor:
                 self._listening[what] = address
             case ListeningEnded(what):
                 self._listening.pop(what, None)
+            case VpnUp():
+                self._reached()
 
     def searching(self) -> None:
-        """Take note that the search begins."""
+        """Take note that the search begins, with listeners held, and the device of a VPN."""
         self.has_begun = True
 
     def found(self, what: object) -> None:
         """Take note that there is a tunnel now; `what` is its link or its hole.
 
-        A hole for WireGuard is none yet: whether there is a peer behind it WireGuard will say.
+        A hole for WireGuard is none yet: whether there is a peer behind it WireGuard will say. Nor
+        is a link for a VPN, before addresses and keys are agreed on.
         """
         self._settle_accounts()
         if isinstance(what, Link):
             self._link = what
         elif isinstance(what, Hole):
             self._connected = what.connected
-        self._paths += 1
-        self._problem = None
-        if self._connect.wireguard is None or not isinstance(what, Hole):
-            self._enter(State.CONNECTED)
+        if self._connect.wireguard is None and self._connect.vpn is None:
+            self._reached()
 
     def shaken(self, peer: str | None) -> None:
         """Take note that WireGuard is connected to `peer`, as it spells it."""
         self.has_begun = True
         self._device_peer = peer
         if self.state is not State.CONNECTED:
-            self._problem = None
-            self._enter(State.CONNECTED)
+            self._reached()
+
+    def _reached(self) -> None:
+        self._paths += 1
+        self._problem = None
+        self._enter(State.CONNECTED)
 
     def lost(self, message: str) -> None:
         """Take note that there is none any more, and that another is looked for."""
         self._forget(message)
         self._enter(State.SEARCHING_AGAIN)
 
-    def trouble(self, message: str) -> None:
-        """Take note of why there is none yet."""
-        self._problem = message
+    def trouble(self, message: str) -> bool:
+        """Take note of why there is none yet; tell whether that is new."""
+        is_new, self._problem = message != self._problem, message
+        return is_new
 
     def ended(self, exit_code: int) -> None:
         """Take note of the end."""
@@ -176,15 +183,12 @@ class Monitor:
                 words = f"ended with status {self._exit_code}"
             case _ if self._connect.wireguard is not None and self._connected is not None:
                 words = f"waiting for WireGuard to shake hands with {self._peer}"
+            case _ if self._link is not None:
+                words = f"agreeing on a VPN with {self._peer}"
             case _:
                 again = " again" if self.state is State.SEARCHING_AGAIN else ""
                 words = f"looking for a path to {self._connect.target.peer}{again}"
         return f"{words}: {self._problem.splitlines()[0]}" if self._problem else words
-
-    @property
-    def problem(self) -> str | None:
-        """What was told last about why there is no tunnel."""
-        return self._problem
 
     def describe(self) -> dict[str, object]:
         """Return the state as it is now, by the names of STATUS_FIELDS."""
@@ -211,7 +215,7 @@ class Monitor:
             "sent": self._sent + (0 if here is None else here.sent) if counts else None,
             "received": self._received + (0 if here is None else here.received) if counts else None,
             "paths": self._paths,
-            "encrypted": None if here is None else True,
+            "encrypted": True if is_up and here is not None else None,
             "proof": None if outcome is None else outcome.means,
             "code": None if outcome is None else outcome.code,
             "peer_key": _key(outcome),

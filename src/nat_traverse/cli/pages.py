@@ -57,8 +57,8 @@ A *NAME* with a slash, or that ends in `.toml`, is the file itself; the tunnel h
 `nat-traverse.toml`(5).
 
 Before anything starts, descriptions, secrets and keys are read, and names taken; what is wrong with
-any of them is told, and ends the program. Then each tunnel gets hold of its listeners and devices,
-and looks for its peer.
+any of them is told, and ends the program. Then each tunnel gets hold of its listeners, or of the
+device of its VPN, and looks for its peer.
 
 Of each name one tunnel runs at a time for a user. A second start is refused, and starts nothing. If
 a process was killed, what it left is no hindrance.
@@ -83,9 +83,10 @@ runs one tunnel with a user of its own and few rights. With the description
     # systemctl enable --now nat-traverse@home
     # nat-traverse status home
 
-systemd(1) takes the service for started when listeners and devices are there and the other side is
-looked for, which may be away for days; its status line says how the tunnels are. With
-`WatchdogSec=` it is told that the program still runs, and starts it again when not. A command that
+systemd(1) takes the service for started when listeners and the devices of VPNs are there and the
+other side is looked for, which may be away for days; its status line says how the tunnels are. The
+device of `wireguard` is made when there is a path. With `WatchdogSec=` it is told that the program
+still runs, and starts it again when not. A command that
 is run shares all restrictions of the unit.
 
 The user of the unit is a stranger to root's files, so the description and its directory have to be

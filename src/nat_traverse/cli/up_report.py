@@ -76,13 +76,16 @@ class UpReport(Report):
         self._priority = _NORMAL
 
     def searching(self) -> None:
-        """Take note that the search begins, with all held that the tunnel needs of this host."""
+        """Take note that the search begins, with listeners held, and the device of a VPN."""
         self.monitor.searching()
         self._changed()
 
     def observe(self, event: object) -> None:
         """Tell of one event of the run's."""
+        before = self.monitor.state
         self.monitor.observe(event)
+        if self.monitor.state is not before:
+            self._changed()
         super().observe(event)  # type: ignore[arg-type]  # the monitor takes any
 
     def found(self, what: object) -> None:
@@ -109,9 +112,7 @@ class UpReport(Report):
 
     def _trouble(self, text: str) -> None:
         """Take note of a problem; it may be the same every second."""
-        is_new = text != self.monitor.problem
-        self.monitor.trouble(text)
-        if is_new:
+        if self.monitor.trouble(text):
             self._changed()
 
     def wireguard(self, event: str, text: str, **fields: object) -> None:

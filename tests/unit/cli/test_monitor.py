@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from nat_traverse._version import __version__
+from nat_traverse.carry.addressing import make_plan
 from nat_traverse.carry.specs import parse_exposed, parse_local, parse_remote
 from nat_traverse.carry.streams import Listening, ListeningEnded
+from nat_traverse.carry.vpn_events import VpnUp
 from nat_traverse.carry.wireguard import Configuration
 from nat_traverse.cli.monitor import STATUS_FIELDS, Monitor, State
 from nat_traverse.cli.settings import Connect
@@ -235,8 +237,11 @@ def test_a_hole_for_wireguard_is_no_connection_until_it_has_shaken_hands() -> No
     monitor.trouble("No network.")
     monitor.found(FakeHole())
     told = watched.told
-    assert (told["state"], told["peer"], told["problem"]) == ("searching", None, None)
-    assert monitor.summary == "waiting for WireGuard to shake hands with 203.0.113.2:40001"
+    # A hole is no tunnel: what was told last is still the reason why there is none.
+    assert (told["state"], told["peer"]) == ("searching", None)
+    assert (told["problem"], told["paths"]) == ("No network.", 0)
+    waiting = "waiting for WireGuard to shake hands with 203.0.113.2:40001"
+    assert monitor.summary == f"{waiting}: No network."
     watched.now += 5
     monitor.shaken("203.0.113.2:40001")
     told = watched.told
@@ -255,6 +260,32 @@ def test_a_hole_for_wireguard_is_no_connection_until_it_has_shaken_hands() -> No
     assert (told["state"], told["peer"]) == ("searching-again", None)
     monitor.found(FakeHole())
     assert watched.told["state"] == "searching-again"
+
+
+VPN = SETTINGS._replace(vpn=make_plan(addresses=["10.77.0.1/24"]))
+VPN_UP = VpnUp("nat0", 1350, ("10.77.0.1/24",), ("10.77.0.2",), ())
+
+
+def test_a_link_for_a_vpn_is_no_connection_until_packets_pass() -> None:
+    watched = Watched(VPN)
+    watched.connect(FakeLink(300, 200, watched.now), BY_SECRET)
+    told = watched.told
+    assert (told["state"], told["peer"], told["encrypted"]) == ("searching", None, None)
+    assert (told["sent"], told["paths"]) == (300, 0)
+    assert watched.monitor.summary == "agreeing on a VPN with 203.0.113.2:40001"
+    watched.now += 1
+    watched.monitor.observe(VPN_UP)
+    told = watched.told
+    assert (told["state"], told["since"], told["paths"]) == ("connected", 1_000_101.0, 1)
+    assert (told["peer"], told["encrypted"]) == ("203.0.113.2:40001", True)
+    # So it is with each link that comes after it.
+    watched.monitor.lost("Nothing has come.")
+    watched.connect(FakeLink(0, 0, watched.now), BY_SECRET)
+    assert watched.told["state"] == "searching-again"
+    assert watched.told["problem"] == "Nothing has come."
+    watched.monitor.observe(VPN_UP)
+    told = watched.told
+    assert (told["state"], told["problem"], told["paths"]) == ("connected", None, 2)
 
 
 def test_a_device_that_is_in_use_already() -> None:
