@@ -214,14 +214,16 @@ def _lock(configuration: Configuration) -> int:
     is removed could be one that another process has just opened. Who can't make it locks the file
     that describes the device, which only those can do who can read its keys.
     """
-    with suppress(OSError):
-        space = os.stat(_NAMESPACE).st_ino  # noqa: PTH116 (a str all the way)
-        path = f"{_LOCKS}/nat-traverse-wireguard-{space}-{configuration.device}.lock"
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    path = _LOCKS
     try:
-        return os.open(configuration.path, os.O_RDONLY | os.O_CLOEXEC)
+        with suppress(PermissionError, FileNotFoundError):  # this is not root, or no usual Linux
+            space = os.stat(_NAMESPACE).st_ino  # noqa: PTH116 (a str all the way)
+            path = f"{_LOCKS}/nat-traverse-wireguard-{space}-{configuration.device}.lock"
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        path = configuration.path
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise WireGuardError(f"{configuration.path} can't be read: {error.strerror}") from None
+        raise WireGuardError(f"{path} can't be opened: {error.strerror}") from None
 
 
 def missing_right() -> str | None:

@@ -286,7 +286,7 @@ def test_one_at_a_time(locks: str, tmp_path: Path) -> None:
     assert len(list((tmp_path / "run").iterdir())) == (locks == "run")
     path.unlink()
     if locks == "nowhere":
-        with pytest.raises(WireGuardError, match="can't be read: No such file"), held(ours):
+        with pytest.raises(WireGuardError, match="can't be opened: No such file"), held(ours):
             pass
 
 
