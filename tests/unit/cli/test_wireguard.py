@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import threading
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -56,8 +55,10 @@ class World:
         self.looks: list[Callable[[State], State | None]] = []
         self.port = 51_000
         self.broken: set[str] = set()
-        self.during: Callable[[str], None] = lambda _: None
+        self.during: Callable[[str], object] = lambda _: None
         self.stop: Callable[[], object] = lambda: None
+        # From the device's thread: wait until the event loop has had a turn; fails if it stands.
+        self.turn: Callable[[], object] = lambda: None
         self.name = "nat"
 
     # -- the device
@@ -200,6 +201,7 @@ def run(
         loop = asyncio.get_running_loop()
         # The device is another thread's.
         world.stop = lambda: loop.call_soon_threadsafe(task.cancel)
+        world.turn = lambda: asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(20)
         await task
 
     asyncio.run(main())
@@ -434,17 +436,7 @@ def test_a_command_that_takes_long_stops_nothing_else(
     """It waits here for what only the event loop does; for ever, if that waits for it."""
     world = World(None)
     world.looks = [same]
-    others = threading.Event()
-
-    def wait(_: str) -> None:
-        assert others.wait(20), "the event loop stands still"
-
-    async def punched(settings: PunchSettings, observe: object) -> Hole:
-        asyncio.get_running_loop().call_later(0.02, others.set)
-        return await World.punch(world, settings, observe)
-
-    world.during = lambda step: wait(step) if step == "up" else None
-    monkeypatch.setattr(world, "punch", punched)
+    world.during = lambda step: world.turn() if step == "up" else None
     keep(world, configuration, monkeypatch, capsys)
     assert world.steps[-1] == "down"
 
@@ -459,7 +451,7 @@ def test_signals_during_a_command_are_heeded_after_it(
         if step == moment:
             for _ in range(2):
                 world.stop()
-                time.sleep(0.01)  # not to get two for one
+                world.turn()  # not to get two for one
 
     world.during = stopped_twice
     keep(world, configuration, monkeypatch, capsys)
