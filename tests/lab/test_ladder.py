@@ -2,11 +2,13 @@
 
 Which ports a `random` gateway takes is drawn by the kernel and which are tried by the programs, so
 there is no seed. The odds are those of an urn: 253 ports that wait and 1,330 probes in 15 s leave
-1 run in 200, and the 2,831 of a whole attempt 1 in 60,000.
+1 run in 200, and the 2,831 of a whole attempt 1 in 60,000. Behind a gateway that takes packets for
+its own, 1 in 250 is lost altogether; see `has_lost_its_port`.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from functools import partial
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nat_traverse.lab import Kind, Lab
-from support.lab import Tap, udp_socket
+from support.lab import Tap, eventually, udp_socket
 from support.sides import (
     LEFT_PORT,
     RIGHT_PORT,
@@ -30,6 +32,7 @@ from support.sides import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from nat_traverse.lab import Node
     from support.programs import Program
 
 # s; an attempt of the search, and a little more. One that misses in its first 15 s goes on slowly.
@@ -40,10 +43,13 @@ BRING_UP = 150.0
 
 def run(one: Kind, other: Kind, *, strategy: str | None = None, apart: float = 0.0) -> None:
     """Connect through a new pair of gateways, and transfer data through the tunnel."""
-    with (
-        Lab(one, other) as lab,
-        connected(lab, apart=apart, patience=ATTEMPT) as (first, second),
-    ):
+    with Lab(one, other) as lab:
+        cross(lab, strategy=strategy, apart=apart)
+
+
+def cross(lab: Lab, *, strategy: str | None = None, apart: float = 0.0) -> None:
+    """Connect through the gateways of a lab, and transfer data through the tunnel."""
+    with connected(lab, apart=apart, patience=ATTEMPT) as (first, second):
         if strategy is not None:
             ends = first.event("connected"), second.event("connected")
             found = [end["strategy"] for end in ends if not is_agreed_by_chance(end, strategy)]
@@ -53,14 +59,16 @@ def run(one: Kind, other: Kind, *, strategy: str | None = None, apart: float = 0
 
 
 def is_agreed_by_chance(connected: dict[str, Any], strategy: str) -> bool:
-    """Tell whether a search has led to what one end knows as the agreed ports: it says `direct`.
+    """Tell whether a search has led to what one end knows as the agreed ports.
 
-    The gateway that changes ports has a mapping of its host's agreed port, too, which is found as
-    well as the 253 others: 1 run in 254. And one of these may get the agreed port: the same again.
+    It says `direct` then, or `quiet` after 10 s. The gateway that changes ports has a mapping of
+    its host's agreed port, too, which is found as well as the 253 others: 1 run in 254. And one of
+    these may get the agreed port: the same again.
     """
     ports = {LEFT_PORT, RIGHT_PORT}
     path = {connected["local_port"], int(connected["peer"].rpartition(":")[2])}
-    return strategy == "spray" and connected["strategy"] == "direct" and path == ports
+    is_agreed = connected["strategy"] in {"direct", "quiet"} and path == ports
+    return strategy == "spray" and is_agreed
 
 
 def test_twenty_of_twenty_connect_through_one_gateway_that_changes_ports() -> None:
@@ -69,10 +77,59 @@ def test_twenty_of_twenty_connect_through_one_gateway_that_changes_ports() -> No
     side_by_side(one_way + other_way)
 
 
+def has_lost_its_port(gateway: Node, port: int) -> bool:
+    """Tell whether a gateway that keeps ports has given its host another one for `port`.
+
+    Linux does so where it took a packet from the same remote port for its own, and from then on for
+    whatever the host sends to new ports. A search that tries the one port of the peer's from which
+    an uninvited hello came, before it meets one of the 253 that wait, goes on from a port that the
+    peer does not wait for.
+    """
+    flows = (re.findall(r"\b[sd]port=(\d+)", line) for line in gateway.conntrack())
+    # Where a flow comes from and goes to, then the same of what answers it.
+    return any(flow[0] == str(port) != flow[3] for flow in flows if len(flow) == 4)
+
+
+def test_a_gateway_that_took_one_packet_for_its_own_spoils_the_port_for_all() -> None:
+    with Lab(Kind.ACCEPT, Kind.RANDOM) as lab:
+        (gateway,) = lab.left_gateways
+        there, back = address(lab.right), address(lab.left)
+        with udp_socket(lab.left, LEFT_PORT) as one, udp_socket(lab.right, RIGHT_PORT) as other:
+            one.sendto(b"kept", (there, 5000))
+            assert not has_lost_its_port(gateway, LEFT_PORT)
+            other.sendto(b"uninvited", (back, LEFT_PORT))
+            eventually(lambda: len(gateway.conntrack()) == 2, "the gateway takes the packet")
+            (taken,) = (line for line in gateway.conntrack() if f"dport={LEFT_PORT} [UNR" in line)
+            spoiled = re.search(r"sport=(\d+)", taken)
+            assert spoiled is not None
+            one.sendto(b"spoiled", (there, int(spoiled[1])))
+            one.sendto(b"spoiled as well", (there, 6000))
+            eventually(lambda: len(gateway.conntrack()) == 4, "the host's packets pass")
+            kept = [line for line in gateway.conntrack() if f"dport={LEFT_PORT} mark" in line]
+            assert len(kept) == 1, gateway.conntrack()
+            assert has_lost_its_port(gateway, LEFT_PORT)
+
+
 def test_ten_of_ten_connect_where_the_other_gateway_takes_packets_for_its_own() -> None:
-    one_way = [partial(run, Kind.ACCEPT, Kind.RANDOM, strategy="spray")] * 5
-    other_way = [partial(run, Kind.RANDOM, Kind.ACCEPT, strategy="spray")] * 5
+    """But for a lost port, of which two in ten runs come once in a thousand times."""
+    lost: list[Kind] = []
+
+    def run_unless_lost(one: Kind, other: Kind) -> None:
+        with Lab(one, other) as lab:
+            try:
+                cross(lab, strategy="spray")
+            except AssertionError:
+                left_keeps = one is Kind.ACCEPT
+                (gateway,) = lab.left_gateways if left_keeps else lab.right_gateways
+                if not has_lost_its_port(gateway, LEFT_PORT if left_keeps else RIGHT_PORT):
+                    raise
+                lost.append(one)
+
+    one_way = [partial(run_unless_lost, Kind.ACCEPT, Kind.RANDOM)] * 5
+    other_way = [partial(run_unless_lost, Kind.RANDOM, Kind.ACCEPT)] * 5
     side_by_side(one_way + other_way)
+    sys.stdout.write(f"{len(lost)} of 10 lost their port\n")
+    assert len(lost) <= 1
 
 
 def test_five_of_five_connect_where_both_gateways_take_packets_for_their_own() -> None:
