@@ -8,7 +8,6 @@ its own, 1 in 250 is lost altogether; see `has_lost_its_port`.
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from functools import partial
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nat_traverse.lab import Kind, Lab
-from support.lab import Tap, eventually, udp_socket
+from support.lab import Tap, has_lost_its_port, udp_socket
 from support.sides import (
     LEFT_PORT,
     RIGHT_PORT,
@@ -32,7 +31,6 @@ from support.sides import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nat_traverse.lab import Node
     from support.programs import Program
 
 # s; an attempt of the search, and a little more. One that misses in its first 15 s goes on slowly.
@@ -75,39 +73,6 @@ def test_twenty_of_twenty_connect_through_one_gateway_that_changes_ports() -> No
     one_way = [partial(run, Kind.DROP, Kind.RANDOM, strategy="spray")] * 10
     other_way = [partial(run, Kind.RANDOM, Kind.DROP, strategy="spray")] * 10
     side_by_side(one_way + other_way)
-
-
-def has_lost_its_port(gateway: Node, port: int) -> bool:
-    """Tell whether a gateway that keeps ports has given its host another one for `port`.
-
-    Linux does so where it took a packet from the same remote port for its own, and from then on for
-    whatever the host sends to new ports. A search that tries the one port of the peer's from which
-    an uninvited hello came, before it meets one of the 253 that wait, goes on from a port that the
-    peer does not wait for.
-    """
-    flows = (re.findall(r"\b[sd]port=(\d+)", line) for line in gateway.conntrack())
-    # Where a flow comes from and goes to, then the same of what answers it.
-    return any(flow[0] == str(port) != flow[3] for flow in flows if len(flow) == 4)
-
-
-def test_a_gateway_that_took_one_packet_for_its_own_spoils_the_port_for_all() -> None:
-    with Lab(Kind.ACCEPT, Kind.RANDOM) as lab:
-        (gateway,) = lab.left_gateways
-        there, back = address(lab.right), address(lab.left)
-        with udp_socket(lab.left, LEFT_PORT) as one, udp_socket(lab.right, RIGHT_PORT) as other:
-            one.sendto(b"kept", (there, 5000))
-            assert not has_lost_its_port(gateway, LEFT_PORT)
-            other.sendto(b"uninvited", (back, LEFT_PORT))
-            eventually(lambda: len(gateway.conntrack()) == 2, "the gateway takes the packet")
-            (taken,) = (line for line in gateway.conntrack() if f"dport={LEFT_PORT} [UNR" in line)
-            spoiled = re.search(r"sport=(\d+)", taken)
-            assert spoiled is not None
-            one.sendto(b"spoiled", (there, int(spoiled[1])))
-            one.sendto(b"spoiled as well", (there, 6000))
-            eventually(lambda: len(gateway.conntrack()) == 4, "the host's packets pass")
-            kept = [line for line in gateway.conntrack() if f"dport={LEFT_PORT} mark" in line]
-            assert len(kept) == 1, gateway.conntrack()
-            assert has_lost_its_port(gateway, LEFT_PORT)
 
 
 def test_ten_of_ten_connect_where_the_other_gateway_takes_packets_for_its_own() -> None:

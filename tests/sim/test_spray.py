@@ -10,6 +10,7 @@ from statistics import median, quantiles
 
 import pytest
 
+from nat_traverse.model import Endpoint
 from sim import kinds
 from sim.pool import in_parallel
 from sim.run import Link, Run, Side, ladder
@@ -107,6 +108,26 @@ def test_half_are_found_in_six_seconds_and_nearly_all_in_25() -> None:
     sys.stdout.write(f"median {median(times):.2f} s, 99 % within {slow:.2f} s\n")
     assert median(times) < 6.0
     assert slow < 25.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_search_whose_own_gateway_has_spoiled_its_port_is_cured_by_the_next_attempt(
+    seed: int,
+) -> None:
+    easy = Side(kinds.GRID["apdf"](poison=True), factory=ladder(None))
+    run = Run(seed, easy, Side(kinds.GRID["random"](), factory=ladder(None)), Link(latency=0.02))
+    nat, source = run.left.gateways[0].nat, Endpoint(run.left.host.address, run.left.port)
+    probed = Endpoint(run.right.host.public, 5000)
+
+    def spoil() -> None:
+        nat.inbound(probed, run.left.port, run.network.now)
+        external = nat.outbound(source, probed, run.network.now)
+        assert external is not None
+        assert external.port != run.left.port
+
+    run.network.at(1.0, spoil)
+    assert not run.run(290.0)
+    assert run.run(350.0)
 
 
 def test_the_band_is_the_binomial_one() -> None:

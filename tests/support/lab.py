@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import socket
 import struct
@@ -20,7 +21,7 @@ from support.tools import need
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nat_traverse.lab import Node
+    from nat_traverse.lab import Host, Node
 
 # Seconds to wait for what must happen. A packet crosses the lab in less than a millisecond; this
 # is for a machine under a heavy load, and only a failing test waits that long.
@@ -313,6 +314,28 @@ add rule inet gateway postrouting meta nfproto ipv4 oifname "wan" \
         assert gateway.run(["nft", rules]).returncode == 0
     flushed = gateway.run(["conntrack", "-F"])
     assert flushed.returncode == 0, flushed.stderr
+
+
+def has_lost_its_port(gateway: Node, port: int) -> bool:
+    """Tell whether a gateway that keeps ports has given its host another one for `port`.
+
+    Linux does so where it took a packet from the same remote port for its own, and from then on for
+    whatever the host sends to new ports. A search that tries the one port of the peer's from which
+    an uninvited hello came, before it meets one of the 253 that wait, goes on from a port that the
+    peer does not wait for.
+    """
+    flows = (re.findall(r"\b[sd]port=(\d+)", line) for line in gateway.conntrack())
+    # Where a flow comes from and goes to, then the same of what answers it.
+    return any(flow[0] == str(port) != flow[3] for flow in flows if len(flow) == 4)
+
+
+def take_its_port(gateway: Node, host: Host, port: int, remote: str) -> None:
+    """Have a gateway do that, as if it had taken a packet from port 5000 of `remote`."""
+    assert host.address.v4 is not None
+    flow = ["-p", "udp", "-s", host.address.v4, "--sport", str(port), "-d", remote, "--dport=5000"]
+    lent = ["--src-nat", f"{host.public.v4}:22019", "-t", "30"]
+    made = gateway.run([need("conntrack", package="conntrack"), "-I", *flow, *lent])
+    assert made.returncode == 0, made.stderr
 
 
 def _opened_in(node: Node, script: str, *arguments: str) -> socket.socket:

@@ -20,6 +20,12 @@ The budget of 4,096 packets in 180 s is spent so that the side which comes first
 when the other one comes up to 90 s later: six series of openings, 28 s apart, leave 2,578 probes.
 Of these, 1,330 go out at once (with both sides up, they find 99 % in 20 s), 470 in the next minute
 and a bit, for people who say "now" to each other are rarely further apart, and 778 after that.
+
+Who has more time begins anew after that, with a minute and a half of silence after the probes that
+go out at once. Our own gateway may be one that took a hello of the peer's for its own. If a probe
+goes to the port that this came from, it leaves from another port than ours, and with Linux so do
+all later ones: a new flow gets the port of the same socket's newest one. The peer does not wait for
+these, and only silence helps.
 """
 
 from __future__ import annotations
@@ -36,7 +42,7 @@ from nat_traverse.punch.rung import SPRAY_STARTS as STARTS
 from nat_traverse.punch.rung import Action, Began, Probe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from nat_traverse.punch.predict import SweepPlan
     from nat_traverse.punch.settings import LadderSettings
@@ -53,8 +59,11 @@ _RESERVED = 2
 
 # (until, in s from the beginning of the attempt; how many probes have been sent by then). Between
 # two points it is even; no pace is above what the rate leaves.
-_PROBES: Final = ((0.0, 1330), (92.0, 1800), (175.0, 2578))
-_STRETCHES: Final = tuple(pairwise(_PROBES))
+_FIRST_ATTEMPT: Final = ((0.0, 1330), (92.0, 1800), (175.0, 2578))
+# Those at once take 18 s with the openings before them, which leaves a silence of 95 s: Linux
+# forgets such flows after 30 s, but until it clears them away, which it does once a minute or
+# sooner, they lend their port.
+_LATER_ATTEMPTS: Final = ((0.0, 1330), (114.0, 1331), (175.0, 2578))
 
 
 class SprayRung:
@@ -234,7 +243,8 @@ class SprayRung:
             return held
         if self._unlimited:
             return self._attempt_start
-        return self._attempt_start + _time_of_probe(self._probes + 1)
+        schedule = _FIRST_ATTEMPT if self._attempt == 1 else _LATER_ATTEMPTS
+        return self._attempt_start + _time_of_probe(self._probes + 1, schedule)
 
     def _remote(self, port: int) -> Endpoint:
         # As `_replace`, which takes twice as long, and there are thousands of them.
@@ -265,9 +275,9 @@ class SprayRung:
         self._probe_at = self._next_probe_time()
 
 
-def _time_of_probe(number: int) -> float:
+def _time_of_probe(number: int, schedule: Sequence[tuple[float, int]]) -> float:
     """Return how many seconds into the attempt the probe of this number (1, 2, ...) is allowed."""
-    for (begin, least), (end, most) in _STRETCHES:
+    for (begin, least), (end, most) in pairwise(schedule):
         if number <= least:
             return begin
         if number <= most:

@@ -185,6 +185,17 @@ def test_a_new_attempt_begins_with_openings_for_the_gateway_has_forgotten_the_ol
     assert any(ATTEMPT <= at - STARTS < ATTEMPT + 253 / PACE for at in times)
 
 
+def test_later_attempts_have_a_silence_in_which_a_gateway_can_forget() -> None:
+    runner = make()
+    runner.run(STARTS + 3 * ATTEMPT)
+    times = [at - STARTS for at, _ in runner.probes()]
+    for begin in (ATTEMPT, 2 * ATTEMPT):
+        probes = [at - begin for at in times if begin <= at < begin + ATTEMPT]
+        assert sum(at < 22.0 for at in probes) == 1330  # as in the first one
+        assert max(later - earlier for earlier, later in pairwise(probes)) > 95.0
+        assert len(probes) == 2578
+
+
 def test_probes_go_to_each_port_once_and_travel_all_the_way() -> None:
     runner = make()
     runner.run(STARTS + ATTEMPT - 1.0)
