@@ -21,11 +21,14 @@ when the other one comes up to 90 s later: six series of openings, 28 s apart, l
 Of these, 1,330 go out at once (with both sides up, they find 99 % in 20 s), 470 in the next minute
 and a bit, for people who say "now" to each other are rarely further apart, and 778 after that.
 
-Who has more time begins anew after that, with a minute and a half of silence after the probes that
-go out at once. Our own gateway may be one that took a hello of the peer's for its own. If a probe
-goes to the port that this came from, it leaves from another port than ours, and with Linux so do
-all later ones: a new flow gets the port of the same socket's newest one. The peer does not wait for
-these, and only silence helps.
+Who has more time begins anew after that, and keeps still for a minute and a half in every second
+attempt. Our own gateway may be one that took a hello of the peer's for its own. If a probe goes to
+the port that this came from, it leaves from another port than ours, and with Linux so do all later
+ones: a new flow gets the port of the same socket's newest one. The peer does not wait for these,
+and only silence helps.
+
+A user's rate, or the hellos to many addresses, may leave so little that the openings alone would
+take it all. Then there are fewer of them, and half of the packets are probes.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from typing import TYPE_CHECKING, Final
 from nat_traverse.model import Endpoint, Path, Rung
 from nat_traverse.punch.machine import OpenSocket
 from nat_traverse.punch.ports import PortOrder, after
-from nat_traverse.punch.predict import Sweep
+from nat_traverse.punch.predict import REFRESH, Sweep
 from nat_traverse.punch.rung import SPRAY_STARTS as STARTS
 from nat_traverse.punch.rung import Action, Began, Probe
 
@@ -60,10 +63,12 @@ _RESERVED = 2
 # (until, in s from the beginning of the attempt; how many probes have been sent by then). Between
 # two points it is even; no pace is above what the rate leaves.
 _FIRST_ATTEMPT: Final = ((0.0, 1330), (92.0, 1800), (175.0, 2578))
-# Those at once take 18 s with the openings before them, which leaves a silence of 95 s: Linux
-# forgets such flows after 30 s, but until it clears them away, which it does once a minute or
-# sooner, they lend their port.
-_LATER_ATTEMPTS: Final = ((0.0, 1330), (114.0, 1331), (175.0, 2578))
+# Of every second attempt after that: what goes out at once is followed by a silence.
+_CURING_ATTEMPT: Final = ((0.0, 1330), (175.0, 2578))
+_AT_ONCE: Final = 1330
+# s; Linux forgets such flows after 30 s, but until it clears them away, which it does once a minute
+# or sooner, they lend their port. 65 s were not always enough.
+_SILENCE: Final = 95.0
 
 
 class SprayRung:
@@ -90,12 +95,13 @@ class SprayRung:
         self._plan = plan
         self._unlimited = unlimited
         self.rung = Rung.PREDICT if settings.hints else Rung.SPRAY
-        self._spare = list(sockets)[::-1]
         self._waiting: int | None = None
         self._open: list[Path] = []  # from each socket to where all openings go
         self._spacing = 1.0 / max(
             settings.rate - _RESERVED_A_PATH * paths - _RESERVED, settings.rate / 25
         )
+        most = max(1, int(REFRESH / 2 / self._spacing))
+        self._spare = list(sockets)[:most][::-1]
         self._slot = self._attempt_start = start + STARTS
         self._sweep: Sweep | None = None
         self._swept = 0
@@ -103,6 +109,7 @@ class SprayRung:
         self._door = self._remote(plan.port)
         self._turn = -1
         self._attempt = 0
+        self._silent_until = 0.0
         self._order = self._new_order()
         self._spent = self._probes = self._series = 0
         self._told = False
@@ -130,7 +137,7 @@ class SprayRung:
             action = self._open_next(self._sweep, now)
         elif self._probe_at <= now and self._has_budget():
             self._take_slot(now)
-            action = self._probe()
+            action = self._probe(now)
         self.next_time = self._plan_next()
         if action is not None:
             yield action
@@ -223,7 +230,11 @@ class SprayRung:
 
     # -- probes -------------------------------------------------------------------------------
 
-    def _probe(self) -> Probe | None:
+    @property
+    def _is_curing(self) -> bool:
+        return not self._unlimited and self._attempt % 2 == 0
+
+    def _probe(self, now: float) -> Probe | None:
         port = self._order.next_port()
         if port is None:
             if not self._unlimited:
@@ -233,6 +244,8 @@ class SprayRung:
         self._spent += 1
         self._probes += 1
         self.ports_tried += 1
+        if self._is_curing and self._probes == _AT_ONCE:
+            self._silent_until = now + _SILENCE
         self._probe_at = self._next_probe_time()
         return Probe(Path(self._target.socket, self._remote(port)), self.rung)
 
@@ -243,8 +256,9 @@ class SprayRung:
             return held
         if self._unlimited:
             return self._attempt_start
-        schedule = _FIRST_ATTEMPT if self._attempt == 1 else _LATER_ATTEMPTS
-        return self._attempt_start + _time_of_probe(self._probes + 1, schedule)
+        schedule = _CURING_ATTEMPT if self._is_curing else _FIRST_ATTEMPT
+        at = self._attempt_start + _time_of_probe(self._probes + 1, schedule)
+        return max(at, self._silent_until)
 
     def _remote(self, port: int) -> Endpoint:
         # As `_replace`, which takes twice as long, and there are thousands of them.

@@ -185,15 +185,28 @@ def test_a_new_attempt_begins_with_openings_for_the_gateway_has_forgotten_the_ol
     assert any(ATTEMPT <= at - STARTS < ATTEMPT + 253 / PACE for at in times)
 
 
-def test_later_attempts_have_a_silence_in_which_a_gateway_can_forget() -> None:
-    runner = make()
-    runner.run(STARTS + 3 * ATTEMPT)
+@pytest.mark.parametrize("rate", [100.0, 50.0])
+def test_every_second_attempt_has_a_silence_in_which_a_gateway_can_forget(rate: float) -> None:
+    runner = make(rate=rate)
+    runner.run(STARTS + 4 * ATTEMPT)
     times = [at - STARTS for at, _ in runner.probes()]
-    for begin in (ATTEMPT, 2 * ATTEMPT):
-        probes = [at - begin for at in times if begin <= at < begin + ATTEMPT]
-        assert sum(at < 22.0 for at in probes) == 1330  # as in the first one
-        assert max(later - earlier for earlier, later in pairwise(probes)) > 95.0
-        assert len(probes) == 2578
+    for attempt in range(4):
+        probes = [at - attempt * ATTEMPT for at in times if at // ATTEMPT == attempt]
+        longest = max(later - earlier for earlier, later in pairwise(probes))
+        assert (longest >= 95.0) is (attempt % 2 == 1)
+        assert len(probes) > 1330
+        if rate == 100.0:
+            assert sum(at < 22.0 for at in probes) >= 1330  # whoever comes then is found
+            assert len(probes) == 2578
+
+
+@pytest.mark.parametrize("rate", [20.0, 25.0, 30.0])
+def test_a_low_rate_leaves_as_much_for_probes_as_for_openings(rate: float) -> None:
+    runner = make(rate=rate)
+    runner.run(STARTS + ATTEMPT)
+    probes, openings = len(runner.probes()), len(runner.openings())
+    assert probes + openings == pytest.approx(ATTEMPT * (rate - 13), rel=0.05)
+    assert probes > 0.9 * openings
 
 
 def test_probes_go_to_each_port_once_and_travel_all_the_way() -> None:
