@@ -66,8 +66,7 @@ def make_plan(
     user: str | None = None,
 ) -> Plan:
     """Read what was given on a command line; raises UsageError."""
-    if device is not None:
-        check_name(device)
+    _check_device(device)
     if user == "":
         raise UsageError("--user wants the name of a user, not an empty word")
     plan = Plan(
@@ -77,10 +76,7 @@ def make_plan(
         device,
         user,
     )
-    try:
-        encode_terms(Terms(plan.addresses, plan.announced, 0))
-    except LocalProtocolError as error:
-        raise UsageError(f"Too much for one VPN: {error}. Announce larger networks.") from None
+    _check_size(plan)
     versions = {each.version for each in plan.addresses}
     for option, networks in (("--route", plan.routes), ("--announce", plan.announced)):
         for each in networks:
@@ -137,6 +133,29 @@ def covers(networks: Iterable[Network], address: Address) -> bool:
     return any(each.version == address.version and address in each for each in networks)
 
 
+def _check_device(name: str | None) -> None:
+    try:
+        if name is not None:
+            check_name(name)
+    except UsageError as error:
+        # Whoever reads that has to find the place, in a file as well.
+        raise UsageError(f"{error} It was given with --vpn-device.") from None
+
+
+def _check_size(plan: Plan) -> None:
+    """Raise UsageError if it can't be told to the other side in one message."""
+    # The addresses alone first: larger networks would not help where these are too many.
+    for option, announced, advice in (
+        ("--vpn", (), "Give fewer addresses"),
+        ("--announce", plan.announced, "Announce larger networks"),
+    ):
+        try:
+            encode_terms(Terms(plan.addresses, announced, 0))
+        except LocalProtocolError as error:
+            text = f"{option}: too much for one VPN: {error}. {advice}."
+            raise UsageError(text) from None
+
+
 def _peers_addresses(plan: Plan, theirs: Terms) -> tuple[Address, ...]:
     """Return the addresses of the peer's that are behind the device."""
     ours = {each.ip for each in plan.addresses}
@@ -151,7 +170,15 @@ def _peers_addresses(plan: Plan, theirs: Terms) -> tuple[Address, ...]:
             )
         if address.version not in versions:
             continue  # of a family that this side has no use for
-        if not covers((*(own.network for own in plan.addresses), *plan.routes), address):
+        near = covers((own.network for own in plan.addresses), address)
+        # As a default route has all addresses in it, the peer could claim to be this host's router,
+        # or to be on its link. IPv4 has no such routers, and a link of its own may be chosen.
+        if not _is_a_host(address.packed) and not (near and address.version == 4):  # noqa: PLR2004
+            raise NotAgreedError(
+                f"The other side has the address {each}, which is of no use beyond a link. Give its"
+                " --vpn another one."
+            )
+        if not near and not covers(plan.routes, address):
             own = ", ".join(str(own) for own in plan.addresses if own.version == address.version)
             raise NotAgreedError(
                 f"The other side has the address {each}, which is in no network of this side"
@@ -211,7 +238,7 @@ def _is_a_host(packed: bytes) -> bool:
     """Tell whether a host can have this address, and be known by it beyond its own link.
 
     With a default route all addresses are the peer's. It must not be this host's router for that
-    (RFC 4861 has routers speak from link-local addresses), nor look like this host itself.
+    (RFC 4861 has routers speak from link-local addresses), nor speak from ::1 or 127.0.0.1.
     """
     address = _unpacked(packed)
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
@@ -239,6 +266,11 @@ def _parse_address(text: str) -> Interface:
     address, network = interface.ip, interface.network
     if address.is_multicast or address.is_unspecified or address.is_loopback:
         raise UsageError(f"--vpn {text}: {address} is no address of one host in a network")
+    if interface.version == 6 and address.is_link_local:  # noqa: PLR2004
+        raise UsageError(
+            f"--vpn {text}: every IPv6 device has such an address already. Take one of fd00::/8, as"
+            " fd77::1/64."
+        )
     # With more than two, the first is nobody's, and the last of an IPv4 network that of all.
     if network.num_addresses > 2 and (  # noqa: PLR2004
         address == network.network_address

@@ -49,7 +49,8 @@ class TestMakePlan:
         networks = [f"10.{high}.{low}.0/24" for high in range(4) for low in range(256)]
         with pytest.raises(UsageError, match=r"only the first \d+ do\. Announce larger") as caught:
             make_plan(addresses=["10.77.0.1/24"], announced=networks)
-        assert "1024 networks do not fit" in str(caught.value)
+        begin = "--announce: too much for one VPN: 1024 networks do not fit"
+        assert str(caught.value).startswith(begin)
         # What fits there fits into the message.
         first = int(str(caught.value).partition("the first ")[2].partition(" ")[0])
         plan = make_plan(addresses=["10.77.0.1/24"], announced=networks[:first])
@@ -58,7 +59,7 @@ class TestMakePlan:
             make_plan(addresses=["10.77.0.1/24"], announced=networks[: first + 1])
 
     def test_more_addresses_than_can_be_told(self) -> None:
-        with pytest.raises(UsageError, match="Too much for one VPN"):
+        with pytest.raises(UsageError, match=r"^--vpn: too much for one VPN: .* Give fewer"):
             make_plan(addresses=[f"10.77.{each}.1/24" for each in range(256)])
 
     @pytest.mark.parametrize("address", ["10.0.0.0/31", "10.0.0.1/31", "10.0.0.0/32", "fd00::/128"])
@@ -77,6 +78,7 @@ class TestMakePlan:
             ("fd00::/64", "stands for the network itself"),
             ("224.0.0.1/24", "no address of one host"),
             ("127.0.0.1/8", "no address of one host"),
+            ("fe80::1/64", "every IPv6 device has such an address already"),
             ("::/0", "no address of one host"),
         ],
     )
@@ -98,7 +100,7 @@ class TestMakePlan:
         "name", ["", "a/b", "sixteen-bytes-ab", "nat%d", "a b", ".", "..", "a:1"]
     )
     def test_a_name_that_linux_refuses(self, name: str) -> None:
-        with pytest.raises(UsageError, match="No network device can be called"):
+        with pytest.raises(UsageError, match=r"No network device can be called.*--vpn-device\.$"):
             make_plan(addresses=["10.0.0.1/24"], device=name)
 
     def test_an_empty_user(self) -> None:
@@ -216,6 +218,19 @@ class TestAdmits:
         here = "fd77::1" if ":" in source else "10.77.0.1"
         for _ in range(2):  # the second time from memory
             assert agreement.admits(packed(source), packed(here)) is passes
+
+    @pytest.mark.parametrize("claimed", ["fe80::1", "::1", "::ffff:10.77.0.1", "127.0.0.1"])
+    def test_nor_can_it_claim_such_an_address(self, claimed: str) -> None:
+        plan = make_plan(addresses=["10.77.0.1/24", "fd77::1/64"], routes=["0.0.0.0/0", "::/0"])
+        all_of_them = ("0.0.0.0/0", "::/0")
+        theirs = terms("10.77.0.2/24", "fd77::2/64", claimed, announced=all_of_them)
+        with pytest.raises(NotAgreedError, match="of no use beyond a link"):
+            Agreement(plan, theirs)
+
+    def test_a_link_of_ipv4_may_be_chosen(self) -> None:
+        plan = make_plan(addresses=["169.254.7.1/24"])
+        agreement = Agreement(plan, terms("169.254.7.2/24"))
+        assert agreement.admits(packed("169.254.7.2"), packed("169.254.7.1"))
 
     @pytest.mark.parametrize(
         ("ours", "peer", "last", "passes"),
