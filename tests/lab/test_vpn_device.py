@@ -157,10 +157,39 @@ with Network() as network:
         print(json.dumps([str(route and route.gateway) for route in (found, way)]))
 """
 
+# A VPN without links: with each line come the addresses at which the peer is, or is looked for.
+# With the first that is alone the device comes up.
+VPN = """\
+import asyncio, json, sys
+from ipaddress import ip_address
+from nat_traverse.carry.addressing import make_plan
+from nat_traverse.carry.vpn import Vpn
+from nat_traverse.errors import NatTraverseError
+def say(**what):
+    print(json.dumps(what), flush=True)
+async def main():
+    vpn = Vpn(make_plan(**json.loads(sys.argv[1])), print)
+    device = vpn.open()
+    try:
+        for line in sys.stdin:
+            outers = [ip_address(each) for each in json.loads(line)]
+            if len(outers) == 1 and not device.mtu:
+                device.configure(1400, outers[0])
+            vpn.keep_ways(outers)
+            say(mtu=device.mtu)
+    except NatTraverseError as error:
+        say(error=type(error).__name__, text=str(error))
+    finally:
+        vpn.close()
+asyncio.run(main())
+"""
+
+ADDRESSES = ["10.7.0.1/24", "fd00:7::1/64"]
+
 WANTED: dict[str, Any] = {
     "name": "nat%d",
     "mtu": 1380,
-    "addresses": ["10.7.0.1/24", "fd00:7::1/64"],
+    "addresses": ADDRESSES,
     "routes": ["192.168.7.0/24", "fd00:8::/64", "0.0.0.0/0", "::/0"],
     "peers": [],
     "user": None,
@@ -206,10 +235,14 @@ class Program:
     def answer(self) -> Any:
         return json.loads(self.line())
 
-    def go_on(self) -> None:
+    def go_on(self, line: str = "") -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(b"\n")
+        self.process.stdin.write(f"{line}\n".encode())
         self.process.stdin.flush()
+
+    def ask(self, *what: str) -> Any:
+        self.go_on(json.dumps(what))
+        return self.answer()
 
     def end(self) -> int:
         self.process.communicate(timeout=PATIENCE)
@@ -221,6 +254,20 @@ def held(space: Namespace, **wanted: object) -> Iterator[Program]:
     program = Program(space, HOLDER, json.dumps(WANTED | wanted))
     try:
         yield program
+    finally:
+        program.process.kill()
+        program.end()
+
+
+@contextmanager
+def vpn(
+    space: Namespace, *to: str, user: str | None = None, addresses: Sequence[str] = ADDRESSES
+) -> Iterator[Program]:
+    plan = {"addresses": addresses, "routes": to, "user": user}
+    program = Program(space, VPN, json.dumps(plan))
+    try:
+        yield program
+        assert program.end() == 0
     finally:
         program.process.kill()
         program.end()
@@ -336,6 +383,92 @@ def test_a_network_that_another_device_has(space: Namespace) -> None:
                 second.process.wait(PATIENCE)
         assert routes(space) == before
         assert devices(space) == {"lo", "nat0"}
+
+
+# With a metric, as NetworkManager gives, the kernel takes another route to the network; and with
+# IPv6, where it gives one itself.
+@pytest.mark.parametrize(
+    ("network", "metric"),
+    [("172.16.0.0/24", ""), ("172.16.0.0/24", " metric 100"), ("fd01::/64", "")],
+)
+def test_a_route_does_not_take_the_lan_away(space: Namespace, network: str, metric: str) -> None:
+    lan = "172.16.0.2/24 dev eth0"
+    run_scripts([(space, UPLINK.replace(lan, lan + metric))])
+    before = routes(space)
+    with vpn(space, "192.168.7.0/24", network) as program:
+        answer = program.ask("198.51.100.9")
+        assert answer["error"] == "DeviceError"
+        text = f"Sending {network} through nat0 failed: there is a route to it already"
+        assert f"{text} (through eth0). It is not replaced" in answer["text"]
+    assert routes(space) == before
+
+
+@pytest.mark.parametrize(
+    ("network", "inside", "outside"),
+    [
+        ("172.16.0.0/25", "172.16.0.7", "172.16.0.200"),
+        ("172.16.0.0/16", "172.16.1.7", "172.16.0.7"),
+        ("0.0.0.0/0", "203.0.113.9", "172.16.0.7"),
+        ("fd01::/65", "fd01::7", "fd01::8000:0:0:7"),
+        ("fd00::/15", "fd00::7", "fd01::7"),
+        ("::/0", "2001:db8:1::7", "fd01::7"),
+    ],
+)
+def test_a_route_to_a_part_of_the_lan_or_to_more(
+    space: Namespace, network: str, inside: str, outside: str
+) -> None:
+    without_router = "ip route add default dev eth0 metric 50\n"
+    without_router += "ip -6 route add default dev eth0 metric 50\n"
+    run_scripts([(space, UPLINK + without_router)])
+    before = routes(space)
+    with vpn(space, network) as program:
+        for outer in ("198.51.100.9", "2001:db8::9"):
+            assert program.ask(outer) == {"mtu": 1400}
+        for host, device in ((inside, "nat0"), (outside, "eth0"), ("2001:db8::9", "eth0")):
+            assert ip(space, "route", "get", host)[0]["dev"] == device
+    assert routes(space) == before
+
+
+def test_a_planned_route_to_where_the_peer_was_looked_for(space: Namespace) -> None:
+    run_scripts([(space, UPLINK)])
+    before = routes(space)
+    hosts = ("192.168.7.5", "fd07::5")
+    inside = {(each, "nat0", None) for each in hosts}
+    around = {("192.168.7.5", "eth0", "172.16.0.1"), ("fd07::5", "eth0", "fd01::1")}
+    with vpn(space, "192.168.7.5/32", "fd07::5/128") as program:
+        for _ in range(2):
+            program.ask("198.51.100.9", *hosts)
+            program.ask("198.51.100.9")
+            assert routes(space) == before | inside
+            program.ask("198.51.100.9", *hosts)
+            assert routes(space) == before | around
+        # Found there, it stays the way around for this one.
+        program.ask("fd07::5")
+        assert routes(space) == before | {
+            ("192.168.7.5", "nat0", None),
+            ("fd07::5", "eth0", "fd01::1"),
+        }
+        program.ask("198.51.100.9")
+        assert routes(space) == before | inside
+        program.ask("198.51.100.9", *hosts)
+    assert routes(space) == before
+
+
+@pytest.mark.parametrize("route", ["0.0.0.0/0", "198.51.100.0/24"])
+def test_a_peer_of_two_versions_is_found_again_by_the_other(space: Namespace, route: str) -> None:
+    """The first path needs no way around the VPN; whoever set it up has few rights by then."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    run_scripts([(space, UPLINK)])
+    before = routes(space)
+    both = ("2001:db8::9", "198.51.100.9")
+    with vpn(space, route, user="nobody", addresses=["10.7.0.1/24"]) as program:
+        program.ask(*both)
+        assert program.ask("2001:db8::9") == {"mtu": 1400}
+        assert ip(space, "route", "get", "198.51.100.9")[0]["dev"] == "nat0"
+        program.ask(*both)
+        assert ip(space, "route", "get", "198.51.100.9")[0]["dev"] == "eth0"
+    assert routes(space) == before
 
 
 def test_a_route_of_a_run_that_was_killed(space: Namespace) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from nat_traverse.carry.addressing import covers
@@ -92,15 +91,21 @@ class Vpn:
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
-        if any(covers(self.plan.inside, each) for each in self._outers):
-            self._look()
+        if self.device is not None:
+            self.device.expect(self._outers)
+        self._look()
 
     def _look(self) -> None:
-        # Without a link, too: it is then that the peer is searched for.
-        self._looking = asyncio.get_running_loop().call_later(_LOOK, self._look)
-        if self.device is not None and self.device.mtu:
-            with suppress(DeviceError):  # as long as there is no network; it is looked at again
+        # Without a link, too: it is then that the peer is searched for. And once where none of them
+        # leads inside: ways that were needed before have to go.
+        again = any(covers(self.plan.inside, each) for each in self._outers)
+        try:
+            if self.device is not None and self.device.mtu:
                 self.device.go_around(self._outers)
+        except DeviceError:
+            again = True  # there is no network at present
+        if again:
+            self._looking = asyncio.get_running_loop().call_later(_LOOK, self._look)
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -114,3 +119,4 @@ class Vpn:
             self._looking.cancel()
         if self.device is not None:
             self.device.close()
+            self.device = None

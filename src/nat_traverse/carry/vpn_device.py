@@ -35,7 +35,9 @@ class VpnDevice:
         self._keep = keep
         self._mtu = 0
         self._may_change = True  # until the rights for that are given up
+        self._expected: tuple[Address, ...] = ()
         self._around: dict[Network, Route] = {}
+        self._displaced: set[Network] = set()  # of the plan, while there is a way around instead
         self.tun = Tun(plan.device or AUTOMATIC)
         try:
             self._kernel = Kernel()
@@ -60,6 +62,10 @@ class VpnDevice:
         """Bytes of the largest packet that it takes; 0 before `configure`."""
         return self._mtu
 
+    def expect(self, outers: Iterable[Address]) -> None:
+        """Keep in mind, before `configure`, at which outer addresses the peer may be later, too."""
+        self._expected = tuple(outers)
+
     def configure(self, mtu: int, outer: Address) -> None:
         """Bring it up for packets of `mtu` bytes; the peer's outer address keeps its old way.
 
@@ -81,13 +87,16 @@ class VpnDevice:
         """Have what goes to these outer addresses take the way that it would take without the VPN.
 
         To be called again from time to time: when the host moves to another network, the kernel
-        takes the route away with the old one, or it leads nowhere. Other ways are left again.
+        takes the route away with the old one, or it leads nowhere. Other ways are left again, and
+        where the plan has a route to that host alone, it is put back.
         """
         if not self._may_change:
             return
         wanted = {ipaddress.ip_network(each): each for each in outers if self.leads_inside(each)}
         for network in self._around.keys() - wanted.keys():
             self._leave_way(network)
+        for network in self._displaced - wanted.keys():
+            self._put_back(network)
         for network, outer in wanted.items():
             self._go_around(network, outer)
 
@@ -97,7 +106,7 @@ class VpnDevice:
 
     def _go_around(self, network: Network, outer: Address) -> None:
         # Of an earlier run that was killed, too, whose gateway may be gone.
-        old = self._kernel.own_route(network)
+        old = self._way_around(network)
         without = None if old is None else (network, old)
         route = self._kernel.route_to(outer, besides=self.tun.index, without=without)
         if route is None:
@@ -111,16 +120,26 @@ class VpnDevice:
             self._around[network] = route
             return
         self._leave_way(network)
+        # The plan may have a route to that host alone. The kernel has room for one of the two.
+        if network in self._plan.routes and self._kernel.delete_route(network, self.tun.index):
+            self._displaced.add(network)
         try:
             self._kernel.add_route(
                 network, route.device, gateway=route.gateway, source=route.source
             )
         except DeviceError as error:
-            cause = error.__cause__
-            if isinstance(cause, OSError) and cause.errno == errno.EEXIST:
+            if _is_there(error):
                 return  # the user has made that very route
             raise
         self._around[network] = route
+
+    def _put_back(self, network: Network) -> None:
+        try:
+            self._kernel.add_route(network, self.tun.index)
+        except DeviceError as error:
+            if not _is_there(error):  # else the user has made one meanwhile
+                raise
+        self._displaced.remove(network)
 
     def close(self) -> None:
         """Remove it, and the routes that do not vanish with it. Twice does nothing."""
@@ -133,21 +152,41 @@ class VpnDevice:
             self.tun.close()
 
     def _bring_up(self, mtu: int, outer: Address) -> None:
+        networks = [each for route in self._plan.routes for each in halves(route)]
+        for network in networks:
+            self._kernel.check_route(network, self.tun.index)
         self._kernel.set_mtu(self.tun.index, mtu)
         self._kernel.set_up(self.tun.index)
         self.go_around([outer])
-        for route in self._plan.routes:
-            for network in halves(route):
-                self._kernel.add_route(network, self.tun.index)
+        for network in networks:
+            self._kernel.add_route(network, self.tun.index)
         if self._plan.user is not None:
-            # The way around the VPN would outlive this program otherwise.
-            keep = self._keep | {"net_admin"} if self._around else self._keep
-            drop_to(self._plan.user, keep)
-            self._may_change = bool(self._around)
+            may_change = self._needs_ways([outer, *self._expected])
+            drop_to(self._plan.user, self._keep | {"net_admin"} if may_change else self._keep)
+            self._may_change = may_change
         self._mtu = mtu
+
+    def _needs_ways(self, outers: Iterable[Address]) -> bool:
+        """Tell whether there is a way around the VPN to be made or undone, now or later.
+
+        The first path may need none and the next one may, as with a peer that has IPv6 too. Of all
+        that a default route covers, nobody knows where the peer will be.
+        """
+        takes_all = any(each.prefixlen == 0 for each in self._plan.routes)
+        return takes_all or any(map(self.leads_inside, outers))
+
+    def _way_around(self, network: Network) -> Route | None:
+        # The routes of the plan are this program's as well.
+        return self._kernel.own_route(network, besides=self.tun.index)
 
     def _leave_way(self, network: Network) -> None:
         self._around.pop(network, None)
-        route = self._kernel.own_route(network)
+        route = self._way_around(network)
         if route is not None:
             self._kernel.delete_route(network, route.device, gateway=route.gateway)
+
+
+def _is_there(error: DeviceError) -> bool:
+    """Tell whether a route was refused because there is one already."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno == errno.EEXIST

@@ -50,10 +50,10 @@ DIFFERENCES = (
         "A peer that runs 0.7",
         "The only kind there was.",
         "Accepted, with a line that says that nothing is encrypted. Refused by a side with "
-        "a secret, a key, a port forward or `--datagrams`: it goes on waiting for a newer one, and "
-        "ends with exit status 4 at the limit.",
+        "a secret, a key, a port forward, `--vpn`, `--datagrams` or `--retry`: it goes on waiting "
+        "for a newer one, and ends with exit status 4 at the limit.",
         "Such a peer can prove nothing; and whoever asks for a proof must never get a plain tunnel "
-        "because somebody claims to be old.",
+        "because somebody claims to be old. It can't be found again either.",
     ),
     Difference(
         "modes",

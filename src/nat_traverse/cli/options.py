@@ -433,7 +433,7 @@ USER: Final = Option(
     manual="""
         Become this user as soon as the device, its addresses and its routes stand, with no way
         back: nothing that arrives from the network after that meets a program with rights. It needs
-        root. Where the way to the other side itself would lead into the VPN, as with
+        root. Where the way to one of the other side's addresses would lead into the VPN, as with
         `--route 0.0.0.0/0`, the right to change routes (CAP_NET_ADMIN) is kept, so that all can be
         undone at the end; with `--retry` and a local port below 1024, the right to open that
         (CAP_NET_BIND_SERVICE).

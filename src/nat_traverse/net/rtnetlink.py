@@ -217,7 +217,6 @@ class Network:
         Of two routes to one network the one with the smaller `metric` is used; two of one metric
         can't be: that is refused, and said whose the other is.
         """
-        doing = f"Sending {network} through {_name(index)}"
         is_link = gateway is None and network.version == 4  # noqa: PLR2004 (IPv6 has no such scope)
         scope = _SCOPE_LINK if is_link else _SCOPE_UNIVERSE
         body = _route(network, index, gateway, metric, scope=scope)
@@ -227,12 +226,19 @@ class Network:
             self._netlink.request(_RTM_NEWROUTE, body, MAKE_NEW)
         except OSError as error:
             if error.errno != errno.EEXIST:
-                raise _explained(error, doing) from error
-            raise DeviceError(
-                f"{doing} failed: there is a route to it already{self._whose(network, metric)}."
-                f" It is not replaced; see ip route show {network}. Choose a smaller network, or"
-                " delete that route."
-            ) from error
+                raise _explained(error, _sending(network, index)) from error
+            raise _taken(network, index, self._whose(network, metric)) from error
+
+    def check_route(self, network: IPNetwork, index: int) -> None:
+        """Raise `DeviceError` if this very network is on another device, as a LAN is.
+
+        Whatever the metrics, of which `add_route` is refused for the same one only: from a LAN of
+        NetworkManager's, with 100 or more, it would take all away, and one with IPv6, with 256,
+        would keep all to itself.
+        """
+        other = self._on_another(network, index)
+        if other is not None:
+            raise _taken(network, index, f" (through {_name(other)})")
 
     def delete_route(
         self,
@@ -252,13 +258,14 @@ class Network:
             raise _explained(error, f"Deleting the route to {network}") from error
         return True
 
-    def own_route(self, network: IPNetwork) -> Route | None:
+    def own_route(self, network: IPNetwork, *, besides: int | None = None) -> Route | None:
         """Return the route to this very network that an `add_route` made; None if there is none.
 
         Of whichever run of this program: one that was killed leaves those through other devices.
+        `besides` is a device whose routes are not to count.
         """
         for entry in self._table(network.version):
-            if entry.is_ours and entry.network == network:
+            if entry.is_ours and entry.network == network and entry.route.device != besides:
                 return entry.route
         return None
 
@@ -323,15 +330,22 @@ class Network:
 
     def _check_network(self, index: int, network: IPNetwork, doing: str) -> None:
         """Raise `DeviceError` if this very network is on another device."""
+        device = self._on_another(network, index)
+        if device is None:
+            return
+        other = _name(device)
+        raise DeviceError(
+            f"{doing} failed: {network} is the network of {other} already, where what is for it"
+            f" would go. Choose another network for this VPN, or remove that one; see ip addr"
+            f" show dev {other} and ip route show {network}."
+        )
+
+    def _on_another(self, network: IPNetwork, index: int) -> int | None:
+        """Return the device, other than `index`, that this very network is on, if there is one."""
         for entry in self._table(network.version):
-            if entry.network != network or not entry.is_link or entry.route.device == index:
-                continue
-            other = _name(entry.route.device)
-            raise DeviceError(
-                f"{doing} failed: {network} is the network of {other} already, where what is for it"
-                f" would go. Choose another network for this VPN, or remove that one; see ip addr"
-                f" show dev {other} and ip route show {network}."
-            )
+            if entry.network == network and entry.is_link and entry.route.device != index:
+                return entry.route.device
+        return None
 
     def _route_in_table(
         self, address: IPAddress, besides: int | None, without: tuple[IPNetwork, Route] | None
@@ -457,6 +471,17 @@ def _name(index: int) -> str:
         return socket.if_indextoname(index)
     except OSError:
         return f"the device {index}"
+
+
+def _sending(network: IPNetwork, index: int) -> str:
+    return f"Sending {network} through {_name(index)}"
+
+
+def _taken(network: IPNetwork, index: int, whose: str) -> DeviceError:
+    return DeviceError(
+        f"{_sending(network, index)} failed: there is a route to it already{whose}. It is not"
+        f" replaced; see ip route show {network}. Choose a smaller network, or delete that route."
+    )
 
 
 def _explained(error: OSError, doing: str) -> DeviceError:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 OUTER = ip_address("203.0.113.2")
 OTHER = ip_address("203.0.113.9")
+SIXTH = ip_address("2001:db8::2")  # the peer's, of the other version
 GATEWAY, NEXT = ip_address("192.0.2.1"), ip_address("192.0.2.9")
 WAY = Route(3, GATEWAY, ip_address("192.0.2.7"))  # through another device
 
@@ -45,7 +46,8 @@ class FakeTun:
 class FakeKernel:
     """A kernel that does as it is told, except for what is in `failing`.
 
-    Of routes to single hosts it has a table, which knows those of this program from the user's.
+    Of routes to single hosts it has a table, which knows those of this program from the user's, and
+    has room for one to each. It knows of no networks but those of `lans`.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -61,17 +63,27 @@ class FakeKernel:
     def add_route(self, network: Network, index: int, **way: Address | None) -> None:
         gateway = {"gateway": way["gateway"]} if "gateway" in way else {}
         self.__getattr__("add_route")(network, index, **gateway)
-        if index != FakeTun.index:
-            if network in ours or network in theirs:
+        if network.prefixlen == network.max_prefixlen:
+            if any(network in table for table in (ours, theirs, planned)):
                 raise in_use(errno.EEXIST)
-            ours[network] = Route(index, way["gateway"], way["source"])
+            table = planned if index == FakeTun.index else ours
+            table[network] = Route(index, way.get("gateway"), way.get("source"))
 
-    def delete_route(self, network: Network, index: int, *, gateway: Address | None) -> None:
+    def delete_route(self, network: Network, index: int, *, gateway: Address | None = None) -> bool:
+        if index == FakeTun.index:
+            return planned.pop(network, None) is not None
         self.__getattr__("delete_route")(network, index, gateway=gateway)
         assert ours.pop(network)[:2] == (index, gateway)
+        return True
 
-    def own_route(self, network: Network) -> Route | None:
-        return ours.get(network)
+    def check_route(self, network: Network, index: int) -> None:
+        assert index == FakeTun.index
+        if network in lans:
+            raise DeviceError(f"a route to {network} already")
+
+    def own_route(self, network: Network, *, besides: int | None = None) -> Route | None:
+        found = [table[network] for table in (planned, ours) if network in table]
+        return next((each for each in found if each.device != besides), None)
 
     def route_to(
         self, address: Address, *, besides: int, without: tuple[Network, Route] | None = None
@@ -89,14 +101,16 @@ class FakeKernel:
 done: list[tuple[object, ...]] = []
 failing: dict[str, Exception] = {}
 ways: list[Route | None] = []
-ours: dict[Network, Route] = {}
+ours: dict[Network, Route] = {}  # past the device
+planned: dict[Network, Route] = {}  # through it
 theirs: dict[Network, Route] = {}  # the user's
+lans: set[Network] = set()
 dropped: list[tuple[str, frozenset[str]]] = []
 
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for each in (done, failing, dropped, ours, theirs):
+    for each in (done, failing, dropped, ours, planned, theirs, lans):
         each.clear()
     ways[:] = [WAY]
 
@@ -214,6 +228,23 @@ class TestConfiguring:
         with pytest.raises(DeviceError):
             device.configure(1350, OUTER)
         assert device.mtu == 0
+
+    @pytest.mark.parametrize("lan", ["192.168.7.0/24", "fd07::/64"])
+    def test_a_route_that_would_take_a_lan_away_is_refused_before_all_else(self, lan: str) -> None:
+        lans.add(ip_network(lan))
+        device = VpnDevice(plan("192.168.7.0/24", "fd07::/64"))
+        take()
+        with pytest.raises(DeviceError, match=lan):
+            device.configure(1350, OUTER)
+        assert take() == []
+        assert device.mtu == 0
+
+    def test_a_default_route_of_a_device_without_a_router_is_no_lan(self) -> None:
+        """As that of a modem: the two halves come before it."""
+        lans.update(map(ip_network, ("0.0.0.0/0", "::/0")))
+        device = VpnDevice(plan("0.0.0.0/0", "::/0"))
+        device.configure(1350, OUTER)
+        assert device.mtu == 1350
 
 
 class TestGoingAround:
@@ -340,6 +371,58 @@ class TestGoingAround:
         assert "delete_route" not in names()
         assert ours == {}
 
+    def test_takes_the_place_of_a_planned_route_for_as_long_as_it_is_wanted(self) -> None:
+        device = self.up("203.0.113.9/32")
+        inside = {OTHER_ALONE: Route(7, None, None)}
+        assert planned == inside
+        for _ in range(2):
+            for _ in range(2):
+                device.go_around([OUTER, OTHER])
+                assert (planned, ours) == ({}, {OTHER_ALONE: WAY})
+            device.go_around([OUTER])
+            assert (planned, ours) == (inside, {})
+        take()
+        device.go_around([OUTER])
+        assert take() == []
+        device.go_around([OTHER])
+        device.close()
+        assert ours == {}
+
+    def test_leaves_a_planned_route_where_it_is_without_another_way(self) -> None:
+        device = self.up("203.0.113.9/32")
+        ways.append(None)
+        device.go_around([OUTER, OTHER])
+        assert planned.keys() == {OTHER_ALONE}
+
+    def test_puts_a_planned_route_back_although_the_way_failed(self) -> None:
+        device = self.up("203.0.113.9/32")
+        failing["add_route"] = DeviceError("the network is down")
+        with pytest.raises(DeviceError):
+            device.go_around([OTHER])
+        with pytest.raises(DeviceError):
+            device.go_around([OUTER])
+        del failing["add_route"]
+        device.go_around([OUTER])
+        assert planned.keys() == {OTHER_ALONE}
+
+    def test_does_not_put_a_planned_route_back_over_one_of_the_users(self) -> None:
+        device = self.up("203.0.113.9/32")
+        device.go_around([OTHER])
+        ours.clear()
+        theirs[OTHER_ALONE] = Route(3, NEXT, None)
+        for _ in range(2):
+            device.go_around([OUTER])
+        assert planned == {}
+        assert names().count("add_route") == 2
+
+    def test_does_not_take_the_place_of_a_planned_route_to_begin_with(self) -> None:
+        """What can't be had is told, as long as somebody is there to read it."""
+        device = VpnDevice(plan("203.0.113.2/32"))
+        with pytest.raises(DeviceError):
+            device.configure(1350, OUTER)
+        device.close()
+        assert ours == {}
+
     @pytest.mark.parametrize("error", [in_use(errno.EPERM), DeviceError("for no reason")])
     def test_tells_what_is_refused(self, error: DeviceError) -> None:
         device = self.up("0.0.0.0/0")
@@ -383,6 +466,30 @@ class TestUser:
         take()
         device.close()
         assert take()[0] == ("delete_route", OTHER_ALONE, 3, GATEWAY)
+
+    @pytest.mark.parametrize(
+        ("route", "expected"),
+        [("0.0.0.0/0", []), ("203.0.113.9/32", [OTHER]), ("203.0.113.0/24", [SIXTH, OTHER])],
+    )
+    def test_keeps_the_right_to_go_around_on_a_later_path(
+        self, route: str, expected: list[Address]
+    ) -> None:
+        """The first one is of another version, and needs no way around."""
+        device = VpnDevice(plan(route, user="nobody"))
+        device.expect(iter(expected))
+        device.configure(1350, SIXTH)
+        assert ours == {}
+        assert dropped == [("nobody", frozenset({"net_admin"}))]
+        device.go_around([SIXTH, OTHER])
+        assert ours == {OTHER_ALONE: WAY}
+        device.close()
+        assert ours == {}
+
+    def test_keeps_no_right_for_paths_that_lead_past_the_device(self) -> None:
+        device = VpnDevice(plan("192.168.7.0/24", user="nobody"))
+        device.expect([SIXTH, OUTER, OTHER])
+        device.configure(1350, SIXTH)
+        assert dropped == [("nobody", frozenset())]
 
     def test_that_nobody_may_become_is_told(self) -> None:
         failing["drop_to"] = DeniedError("not root")

@@ -261,6 +261,15 @@ def test_routes_that_are_ours(kernel: Kernel) -> None:
     assert asked.own_route(ip_network("2001:db8::1/128")) == Route(4, ip_address("fe80::1"), None)
 
 
+def test_a_route_that_is_ours_besides_those_of_a_device(kernel: Kernel) -> None:
+    network = ip_network("192.0.2.1/32")
+    kernel.table = [route("192.0.2.1/32", through(7), protocol=OURS)]
+    assert Network().own_route(network) == Route(7, None, None)
+    assert Network().own_route(network, besides=7) is None
+    kernel.table.append(route("192.0.2.1/32", through(3), to("10.0.0.1"), protocol=OURS))
+    assert Network().own_route(network, besides=7) == Route(3, ip_address("10.0.0.1"), None)
+
+
 @pytest.mark.parametrize(
     ("network", "metrics", "table", "text"),
     [
@@ -400,6 +409,35 @@ def test_a_network_that_another_device_has(
     assert f"failed: {address.network} is the network of lo already" in str(caught.value)
     assert "Choose another network" in str(caught.value)
     assert not kernel.asked
+
+
+# What the kernel would take beside the LAN's route, as it has another metric.
+@pytest.mark.parametrize(
+    ("network", "other", "is_taken"),
+    [
+        ("10.1.0.0/16", route("10.1.0.0/16", through(LO), metric(100), scope=253), True),
+        ("10.1.0.0/16", route("10.1.0.0/16", through(LO), scope=253), True),
+        ("fd00::/64", route("fd00::/64", through(LO), metric(256)), True),
+        ("10.1.0.0/16", route("10.1.0.0/16", through(99), scope=253), False),  # our own device
+        ("10.1.0.0/17", route("10.1.0.0/16", through(LO), metric(100), scope=253), False),
+        ("10.0.0.0/8", route("10.1.0.0/16", through(LO), metric(100), scope=253), False),
+        ("10.1.0.0/16", route("10.1.0.0/16", through(LO), to("10.9.0.1"), metric(100)), False),
+        ("0.0.0.0/1", route("0.0.0.0/0", through(LO), scope=253), False),
+        ("fd00::/63", route("fd00::/64", through(LO), metric(256)), False),
+    ],
+)
+def test_a_route_to_a_network_that_another_device_has(
+    kernel: Kernel, network: str, other: Message, is_taken: bool
+) -> None:
+    kernel.table = [other]
+    if not is_taken:
+        Network().check_route(ip_network(network), 99)
+        return
+    with pytest.raises(DeviceError) as caught:
+        Network().check_route(ip_network(network), 99)
+    text = f"Sending {network} through the device 99 failed: there is a route to it already"
+    assert f"{text} (through lo). It is not replaced" in str(caught.value)
+    assert "Choose a smaller network" in str(caught.value)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT])
