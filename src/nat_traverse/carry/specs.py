@@ -94,6 +94,14 @@ def parse_exposed(text: str) -> Exposed:
     return Exposed(f"--expose {text}", Address(kind, host, port))
 
 
+def written_paths(spec: Forward | Dynamic | Exposed) -> list[str]:
+    """Return the paths of the Unix sockets, of both sides, as the user wrote them."""
+    option, _, text = spec.text.partition(" ")
+    _, rest = _kind(text)
+    parts = _split(rest, _Problem(option, text, "", ""))  # it was read once: none is found
+    return [part for part in parts if _is_path(part)]
+
+
 @dataclass(frozen=True, slots=True)
 class _Problem:
     """Makes the errors for one option and its value."""

@@ -123,7 +123,9 @@ def _normal(text: str, where: str) -> bytes:
 
 def _keys_in(path: str) -> list[bytes]:
     """Return the keys in a file: one a line, and comments behind #."""
-    text = read_file(path, "the file of peer keys", UNCHANGED).decode("utf-8-sig", "replace")
+    hint = f" A key itself begins with {PREFIX}."
+    content = read_file(path, "the file of peer keys", UNCHANGED, missing=hint)
+    text = content.decode("utf-8-sig", "replace")
     keys = []
     for number, line in enumerate(text.splitlines(), 1):
         bare = line.partition("#")[0].strip()
@@ -138,20 +140,33 @@ def _keys_in(path: str) -> list[bytes]:
     return keys
 
 
-def read_file(path: str, what: str, forbidden: int) -> bytes:
-    """Return all of a file whose mode has none of the bits of `forbidden`."""
+def read_file(path: str, what: str, forbidden: int, *, missing: str = "") -> bytes:
+    """Return all of a file whose mode has none of the bits of `forbidden`.
+
+    `missing` is what to say besides if there is no such file.
+    """
+    return read_with_status(path, what, forbidden, missing=missing)[0]
+
+
+def read_with_status(
+    path: str, what: str, forbidden: int, *, missing: str = ""
+) -> tuple[bytes, os.stat_result]:
+    """Do what `read_file` does, and return what the system says of the file that was opened.
+
+    That is for whoever learns only from the content what `check_access` has to forbid: a file
+    opened once more could be another one, and a pipe has nothing more to say.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
         try:
-            _check_access(os.fstat(descriptor), path, what, forbidden)
-            return _read_all(descriptor, path, what)
+            status = os.fstat(descriptor)
+            check_access(status, path, what, forbidden)
+            return _read_all(descriptor, path, what), status
         finally:
             os.close(descriptor)
     except OSError as error:
         number = error.errno or errno.EIO
-        hint = ""
-        if forbidden == UNCHANGED and number == errno.ENOENT:
-            hint = f" A key itself begins with {PREFIX}."
+        hint = missing if number == errno.ENOENT else ""
         raise ErrnoError(
             f"Cannot read {what} {path}: {os.strerror(number)}.{hint}", number
         ) from error
@@ -159,7 +174,7 @@ def read_file(path: str, what: str, forbidden: int) -> bytes:
         raise UsageError(f"{path!r} is no name of a file.") from None
 
 
-def _check_access(status: os.stat_result, path: str, what: str, forbidden: int) -> None:
+def check_access(status: os.stat_result, path: str, what: str, forbidden: int) -> None:
     """Refuse a file that somebody else owns, or that others may get at.
 
     A pipe or a terminal keeps nothing, so it does not matter who else could have opened it.

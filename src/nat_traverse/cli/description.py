@@ -12,18 +12,19 @@ import re
 import tomllib
 from typing import TYPE_CHECKING, Final
 
+from nat_traverse.carry.specs import written_paths
 from nat_traverse.cli.arguments import settle_tunnel
-from nat_traverse.cli.credentials import PRIVATE, UNCHANGED, read_file
+from nat_traverse.cli.credentials import PRIVATE, UNCHANGED, check_access, read_with_status
 from nat_traverse.cli.getopt import Given, Scan
 from nat_traverse.cli.options import FLAG, HELP, INTEGER, SECRET, TUNNEL, VERSION
 from nat_traverse.errors import UsageError
 from nat_traverse.form import FORM
 from nat_traverse.tunnel.keys import PREFIX
-from nat_traverse.wire.request import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from nat_traverse.carry.specs import Dynamic, Exposed, Forward
     from nat_traverse.cli.options import Option
     from nat_traverse.cli.settings import Connect
 
@@ -71,44 +72,37 @@ def read_description(path: str, environment: Mapping[str, str]) -> Connect:
     Raises UsageError, with a line for each thing that is wrong, and ErrnoError for a file that
     can't be read, or that others may change: it says which commands are run.
     """
-    content = read_file(path, "the description", UNCHANGED)
+    content, status = read_with_status(path, "the description", UNCHANGED)
     try:
         table = tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:  # also for numbers of some thousand digits
         raise UsageError(f"{path} is not TOML: {error}") from None
     if "secret" in table:
         # Others may see what a file says that has no secret in it.
-        read_file(path, "the description, which has a secret in it,", PRIVATE)
+        check_access(status, path, "the description, which has a secret in it,", PRIVATE)
     reader = _Reader(path, environment)
     events = [event for key, value in table.items() for event in reader.given(key, value)]
-    operand = table.get(CONNECT)
-    if CONNECT not in table and WIREGUARD not in table:
-        reader.wrong(f'{CONNECT} is missing: {CONNECT} = "{FORM}"')
-    elif CONNECT in table and not isinstance(operand, str):
-        reader.wrong(f"{CONNECT}: {_TEXT} is wanted, not {_shown(operand)}")
+    operands = list(reader.operand(table))
     if not any(event.name in SERVICES for event in events):
         reader.wrong(
             f"it carries nothing that could begin again; one of these is needed: {_list()}"
         )
     reader.check()
-    operands = [operand] if isinstance(operand, str) else []
     connect = reader.settled(Scan(_completed(table, events), operands))
-    for option, place, text in _unix_sockets(connect):
-        if place not in text:  # it was completed from where this program happens to run
-            reader.wrong(f"{option}: {text!r}: a path in a description has to begin with /")
+    for key, spec in _specs(connect):
+        # Any other was completed from where this program happens to run.
+        if not all(written.startswith("/") for written in written_paths(spec)):
+            reader.wrong(f"{key}: {spec.text!r}: a path in a description has to begin with /")
     reader.check()
     return connect
 
 
-def _unix_sockets(connect: Connect) -> Iterator[tuple[str, str, str]]:
-    """Yield the option, the path and the words of each Unix socket of this host's."""
-    ends = [("L", each.listen, each.text) for each in connect.locals_]
-    ends += [("R", each.target, each.text) for each in connect.remotes]
-    ends += [("D", each.listen, each.text) for each in connect.dynamics]
-    ends += [("expose", each.address, each.text) for each in connect.exposed if each.address]
-    for option, address, text in ends:
-        if address.kind is Kind.UNIX:
-            yield option, address.host, text
+def _specs(connect: Connect) -> Iterator[tuple[str, Forward | Dynamic | Exposed]]:
+    """Yield what may have a Unix socket in it, each with its key."""
+    yield from (("L", each) for each in connect.locals_)
+    yield from (("R", each) for each in connect.remotes)
+    yield from (("D", each) for each in connect.dynamics)
+    yield from (("expose", each) for each in connect.exposed)
 
 
 def _completed(table: Mapping[str, object], events: list[Given]) -> list[Given]:
@@ -138,6 +132,19 @@ class _Reader:
         """Raise UsageError if there are problems."""
         if self.problems:
             raise UsageError("\n".join(self.problems))
+
+    def operand(self, table: Mapping[str, object]) -> Iterator[str]:
+        """Yield what a command line would have as its operand; what is wrong with it is noted."""
+        value = table.get(CONNECT)
+        if CONNECT not in table:
+            if WIREGUARD not in table:
+                self.wrong(f'{CONNECT} is missing: {CONNECT} = "{FORM}"')
+        elif WIREGUARD in table:
+            self.wrong(f"{CONNECT}: leave it out: the file of {WIREGUARD} says what to connect")
+        elif not isinstance(value, str):
+            self.wrong(f"{CONNECT}: {_TEXT} is wanted, not {_shown(value)}")
+        else:
+            yield value
 
     def given(self, key: str, value: object) -> Iterator[Given]:
         """Yield what a key and its value are as options of a command line."""
@@ -171,6 +178,7 @@ class _Reader:
             words = {option.word: key for key, option in keys().items()}
             pattern = "|".join(sorted(map(re.escape, words), key=len, reverse=True))
             named = re.search(rf"(?<![\w-])({pattern})(?![\w-])", text)
+            # What names no option is about the operand.
             key = CONNECT if named is None else words[named[1]]
             raise UsageError(f"{self._path}: {key}: {text}") from None
 
@@ -225,7 +233,12 @@ def _shown(value: object) -> str:
         return repr(value)
     if isinstance(value, dict):
         return "a table"
-    return "a list" if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return "a list"
+    try:
+        return str(value)
+    except ValueError:  # it reads 0xfff... of any length, and writes no more than 4300 digits
+        return "a number"
 
 
 def _list() -> str:

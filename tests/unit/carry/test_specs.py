@@ -13,6 +13,7 @@ from nat_traverse.carry.specs import (
     parse_exposed,
     parse_local,
     parse_remote,
+    written_paths,
 )
 from nat_traverse.errors import UsageError
 from nat_traverse.wire.request import (
@@ -178,6 +179,19 @@ def test_what_cannot_be_exposed(text: str) -> None:
 
 
 ANYTHING = st.text(st.sampled_from("01289:[]/*.ax% \u0663\x00\udcff"), max_size=14)
+
+
+def test_paths_as_they_were_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From / some of them are a part of what they are completed to, or that of them."""
+    monkeypatch.chdir("/")
+    local, remote = parse_local("./a:/run//b"), parse_remote("[::1]:22:x/[y:z]")
+    assert (local.listen, remote.target) == (unix("/a"), unix("/x/[y:z]"))
+    assert written_paths(local) == ["./a", "/run//b"]
+    assert written_paths(remote) == ["x/[y:z]"]
+    assert written_paths(parse_dynamic("./s")) == ["./s"]
+    assert written_paths(parse_exposed("./e")) == ["./e"]
+    for text in ("any", "udp/ns:53", "[::1]:22"):
+        assert written_paths(parse_exposed(text)) == []
 
 
 @given(ANYTHING | ANYTHING.map("udp/".__add__) | ANYTHING.map("80:".__add__))

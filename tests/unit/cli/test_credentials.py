@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nat_traverse.cli.credentials import means, read_identity, read_peer_keys, read_secret
+from nat_traverse.cli import credentials
+from nat_traverse.cli.credentials import (
+    UNCHANGED,
+    check_access,
+    means,
+    read_file,
+    read_identity,
+    read_peer_keys,
+    read_secret,
+    read_with_status,
+)
 from nat_traverse.errors import ErrnoError, UsageError
 from nat_traverse.tunnel.keys import encode_private, encode_public, public_of
 from nat_traverse.tunnel.proof import Means
@@ -227,3 +237,23 @@ def test_whoever_may_change_the_keys_could_let_himself_in(tmp_path: Path) -> Non
 def test_a_missing_file_of_keys_says_what_a_key_looks_like() -> None:
     with pytest.raises(ErrnoError, match="begins with nt1"):
         read_peer_keys(["alice"])
+
+
+# -- other files --------------------------------------------------------------------------------
+
+
+def test_no_other_missing_file_is_taken_for_a_key() -> None:
+    for forbidden in (UNCHANGED, credentials.PRIVATE):
+        with pytest.raises(ErrnoError) as caught:
+            read_file("alice", "the file", forbidden)
+        assert str(caught.value) == "Cannot read the file alice: No such file or directory."
+
+
+def test_what_was_opened_can_be_checked_later(tmp_path: Path) -> None:
+    """By whoever sees a secret in it: not what has its name by then."""
+    path = put(tmp_path / "file", "one", 0o644)
+    content, status = read_with_status(path, "the file", UNCHANGED)
+    assert content == b"one"
+    os.replace(put(tmp_path / "other", "two", 0o600), path)  # noqa: PTH105 (a str all the way)
+    with pytest.raises(ErrnoError, match=r"mode 0644.*chmod 600"):
+        check_access(status, path, "the file", credentials.PRIVATE)

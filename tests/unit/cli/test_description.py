@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ from nat_traverse.target import Target
 KEY = "nt1" + "q" * 10  # looks like a key, which is looked at later
 CONNECT = 'connect = "40000:gw.example.org:40001"\n'
 EXPOSE = 'expose = "any"\n'
+# As networks and as addresses: more of either than one message has room for.
+MANY = [f"10.{high}.{low}.1/24" for high in range(4) for low in range(256)]
 
 
 class Files:
@@ -178,10 +182,12 @@ def test_all_that_is_wrong_is_told_at_once(files: Files) -> None:
         plain = true
         version = true
         "a b\\u001b" = 1
+        vpn-device = %s
         [table]
         x = 1
     """
-    found = files.refused(text)
+    # More digits than Python would write.
+    found = files.refused(text % f"0x{'f' * 5000}")
     assert found[0] == "expse is no option"
     for line, expected in zip(
         found,
@@ -201,6 +207,7 @@ def test_all_that_is_wrong_is_told_at_once(files: Files) -> None:
             "plain is for a command line only: it can't begin again",
             "version is no option",
             "'a b\\x1b' is no option",
+            "vpn-device: a text, in quotes is wanted, not a number",
             "table is no option",
             'connect is missing: connect = "LOCAL_PORT:PEER:REMOTE_PORT"',
             "it carries nothing that could begin again; one of these is needed: "
@@ -222,11 +229,38 @@ def test_all_that_is_wrong_is_told_at_once(files: Files) -> None:
         ('L = ["a/b:localhost:80"]', "L: '-L a/b:localhost:80': a path in a description has to"),
         ('R = ["22:a/b"]', "R: '-R 22:a/b': a path in a description has to begin with /"),
         ('D = "./x"', "D: '-D ./x': a path in a description has to begin with /"),
+        ('vpn = "10.0.0.1/24"\nvpn-device = "a/b"', "vpn-device: No network device can be called"),
+        (f'vpn = "10.0.0.1/24"\nannounce = {MANY}', "announce: --announce: too much for one VPN"),
+        (f"vpn = {MANY}", "vpn: --vpn: too much for one VPN"),
         ('cmd = "a\\u0000b"', "cmd: a text, in quotes is wanted, not 'a\\x00b'"),
     ],
 )  # fmt: skip
 def test_the_file_and_the_key_are_named(files: Files, text: str, expected: str) -> None:
     assert files.refused(f"{CONNECT}{EXPOSE}{text}\n")[0].startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('L = "./x.sock:localhost:22"', "L"),
+        ('R = "22:./x.sock"', "R"),
+        ('D = "./x.sock"', "D"),
+        ('expose = "./x.sock"', "expose"),
+    ],
+)
+def test_a_path_is_no_other_one_where_systemd_starts_programs(
+    files: Files, monkeypatch: pytest.MonkeyPatch, text: str, key: str
+) -> None:
+    """From / a path is the same with a slash before it, and so is in it as a text."""
+    monkeypatch.chdir("/")
+    (line,) = files.refused(f"{CONNECT}{text}\n")
+    assert line.startswith(f"{key}: ")
+    assert line.endswith("a path in a description has to begin with /")
+
+
+def test_a_whole_path_may_be_written_in_any_way(files: Files) -> None:
+    read = files.read(f'{CONNECT}L = "/run//[a:b/x.sock]:/run/y"\nexpose = "/run/./z"\n')
+    assert read.locals_[0].listen.host == "/run/[a:b/x.sock]"
 
 
 @pytest.mark.parametrize(
@@ -241,6 +275,12 @@ def test_the_file_and_the_key_are_named(files: Files, text: str, expected: str) 
 )
 def test_a_wrong_operand(files: Files, operand: str, expected: str) -> None:
     assert files.refused(f"connect = {operand}\n{EXPOSE}")[0].startswith(expected)
+
+
+@pytest.mark.parametrize("operand", ['"1:192.0.2.1:2"', "1"])
+def test_an_operand_beside_a_file_of_wireguards(files: Files, operand: str) -> None:
+    (line,) = files.refused(f'connect = {operand}\nwireguard = "nat"\n')
+    assert line == "connect: leave it out: the file of wireguard says what to connect"
 
 
 @pytest.mark.parametrize(
@@ -277,6 +317,32 @@ def test_nobody_else_may_read_a_secret(files: Files) -> None:
     files.read(text, mode=0o600)
     with pytest.raises(ErrnoError, match=r"which has a secret in it,.*chmod 600"):
         files.read(text, mode=0o644)
+
+
+def test_a_pipe_is_opened_once(tmp_path: Path) -> None:
+    """A pipe has nothing more to say, and any other file could be another one by then."""
+    path = tmp_path / "home.toml"
+    os.mkfifo(path, 0o644)
+
+    def write() -> None:
+        with path.open("w") as pipe:  # waits for who reads
+            path.unlink()
+            pipe.write(f'{CONNECT}{EXPOSE}secret = "x"')
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    assert read_description(str(path), {}) == typed(
+        *("--retry", "--timeout=0", "--expose", "any", "--secret", "x")
+    )
+    writer.join()
+
+
+def test_one_that_leads_nowhere(tmp_path: Path) -> None:
+    path = tmp_path / "home.toml"
+    path.symlink_to("nowhere")
+    with pytest.raises(ErrnoError) as caught:
+        read_description(str(path), {})
+    assert str(caught.value) == f"Cannot read the description {path}: No such file or directory."
 
 
 def test_one_that_cannot_be_read(files: Files) -> None:
