@@ -107,9 +107,9 @@ def _settings(connect: Connect) -> Settings:
         purpose = Purpose.DATAGRAMS
     punching = replace(
         punch_settings(connect, Mode.TUNNEL),
-        # Who asks for a proof, or for more than bytes, can do nothing with 0.7.
+        # Who asks for a proof, for more than bytes, or to be found again can do nothing with 0.7.
         roaming=bool(means.byte),
-        legacy=not means.byte and purpose is Purpose.STREAM,
+        legacy=not means.byte and purpose is Purpose.STREAM and not connect.retry,
         datagram_size=DATAGRAM_SIZE if connect.vpn is None else LARGE_DATAGRAM_SIZE,
     )
     keepalive = float(connect.keepalive)
