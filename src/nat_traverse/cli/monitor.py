@@ -8,6 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from nat_traverse._version import __version__
+from nat_traverse.api import Rejected, Unfinished
 from nat_traverse.carry.streams import Listening, ListeningEnded
 from nat_traverse.carry.vpn_events import VpnUp
 from nat_traverse.link.link import Link
@@ -35,8 +36,8 @@ class State(Enum):
 
 STATUS_FIELDS: Final = (
     ("name", "Of the tunnel."),
-    ("state", ("`searching` (there was no path yet), `connected`, `searching-again` (the tunnel was"
-     " lost), `ended` (for good, while others of the same process run), or `not-answering`: its"
+    ("state", ("`searching` (there was no tunnel yet), `connected`, `searching-again` (the tunnel"
+     " was lost), `ended` (for good, while others of the same process run), or `not-answering`: its"
      " process runs and is stopped, or hangs, or talks nonsense; then there are no more fields than"
      " these two. With `wireguard` it is `connected` when WireGuard has shaken hands.")),
     ("since", "When this state began, in seconds since 1970."),
@@ -44,7 +45,7 @@ STATUS_FIELDS: Final = (
     ("target", "What it connects, as on the command line."),
     ("peer", "The address of the peer now, or null."),
     ("local_port", "Ours, or null before the sockets are open."),
-    ("observed", "Our address as the peer sees it, or null."),
+    ("observed", "Our address as the peer saw it when the path was found, or null."),
     ("strategy", "Which found the path: `direct`, `quiet`, `hop`, `spray`, `predict`; or null."),
     ("round_trip", "Seconds, smoothed, as of now; or null."),
     ("last_contact", "Seconds since the peer last gave a sign of life, or null."),
@@ -120,6 +121,10 @@ class Monitor:
                 self._listening.pop(what, None)
             case VpnUp():
                 self._reached()
+            case Rejected(error):
+                self._problem = str(error)
+            case Unfinished(text):
+                self._problem = text
 
     def searching(self) -> None:
         """Take note that the search begins, with listeners held, and the device of a VPN."""
@@ -164,6 +169,7 @@ class Monitor:
     def ended(self, exit_code: int) -> None:
         """Take note of the end."""
         self._forget(self._problem)
+        self._listening.clear()
         self._exit_code = exit_code
         self._enter(State.ENDED)
 

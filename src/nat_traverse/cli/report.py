@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from nat_traverse.carry.receiver import OutputOverflowed
+from nat_traverse.cli import complaint
 from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE
 from nat_traverse.model import ErrorKind, Generation, Rung
 from nat_traverse.punch.machine import (
@@ -322,15 +323,7 @@ class Report:
             self._write(f"{self.elapsed:7.2f} s  {text}\n")
 
     def _write(self, text: str) -> None:
-        """Write to standard error; if that is gone there is nobody to tell."""
-        if sys.stderr is None:
-            return
-        try:
-            sys.stderr.write(text)
-            sys.stderr.flush()
-        except (OSError, ValueError):
-            # What is left in its buffer would make Python's own end fail, with status 120.
-            sys.stderr = None
+        complaint.write(text)
 
     # -- the longer stories -------------------------------------------------------------------
 

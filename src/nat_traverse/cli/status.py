@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from nat_traverse.cli import complaint
 from nat_traverse.cli.monitor import State
 from nat_traverse.cli.places import sockets
 from nat_traverse.net.status_socket import ask
@@ -42,21 +43,31 @@ def run_status(request: Status) -> int:
     missing = [name for name in request.names if name not in {each["name"] for each in found}]
     try:
         if request.json:
-            print(json.dumps(found, indent=2))
-        else:
-            print("\n\n".join("\n".join(_lines(each)) for each in found), end="\n" if found else "")
-        sys.stdout.flush()
+            _print(json.dumps(found, indent=2) + "\n")
+        elif found:
+            _print("\n\n".join("\n".join(_lines(each)) for each in found) + "\n")
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own end
-        print(f"nat-traverse: Cannot print the status: {error.strerror}.", file=sys.stderr)
+        _complain(f"Cannot print the status: {error.strerror}.")
         return error.errno or 1
     for name in missing:
-        print(f"nat-traverse: There is no tunnel {name!r} running.", file=sys.stderr)
+        _complain(f"There is no tunnel {name!r} running.")
     if not found and not request.names and not request.json:
-        print("nat-traverse: No tunnel is running.", file=sys.stderr)
+        _complain("No tunnel is running.")
     if missing or not found:
         return NOT_RUNNING
     return UP if all(each["state"] == State.CONNECTED.value for each in found) else NOT_UP
+
+
+def _print(text: str) -> None:
+    """Write to standard output, with escapes in place of letters that the locale doesn't have."""
+    encoding = sys.stdout.encoding
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.flush()
+
+
+def _complain(text: str) -> None:
+    complaint.write(f"nat-traverse: {text}\n")
 
 
 def _is_asked(name: str, request: Status) -> bool:

@@ -12,13 +12,12 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import time
 import traceback
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from nat_traverse.cli import credentials
+from nat_traverse.cli import complaint, credentials
 from nat_traverse.cli.connect import process_start, tell_failure, use
 from nat_traverse.cli.description import read_description
 from nat_traverse.cli.monitor import Monitor, State
@@ -63,7 +62,7 @@ def _complain(line: str, exit_code: int, request: Up) -> None:
         elapsed = round(time.monotonic() - process_start(), 3)
         fields = {"message": line, "exit_code": exit_code, "text": line}
         text = json.dumps({"event": "error", "elapsed": elapsed, **fields})
-    print(f"{'<3>' if is_journal(os.environ) else ''}{text}", file=sys.stderr)
+    complaint.write(f"{'<3>' if is_journal(os.environ) else ''}{text}\n")
 
 
 def _described(request: Up) -> dict[str, tuple[str, Connect]]:
@@ -231,9 +230,10 @@ class _Tunnel:
 
     async def _go_on(self, outcome: object) -> int:
         """Stay for the process that a command has left behind: a service is in the background."""
-        from nat_traverse.cli.secure import SecureBackground  # noqa: PLC0415 (see there)
+        from nat_traverse.cli.plain import PlainBackground  # noqa: PLC0415 (see there)
+        from nat_traverse.cli.secure import SecureBackground  # noqa: PLC0415
 
-        if not isinstance(outcome, SecureBackground):
+        if not isinstance(outcome, SecureBackground | PlainBackground):
             raise AssertionError(f"no description asks for {outcome!r}")  # noqa: TRY004 (a bug)
         await outcome.go_on(self.report.observe)
         return outcome.detached.status

@@ -74,6 +74,8 @@ class UpReport(Report):
         self._changed = changed
         self._journal = journal
         self._priority = _NORMAL
+        self._summary = monitor.summary
+        self._has_failed = False
 
     def searching(self) -> None:
         """Take note that the search begins, with listeners held, and the device of a VPN."""
@@ -82,9 +84,10 @@ class UpReport(Report):
 
     def observe(self, event: object) -> None:
         """Tell of one event of the run's."""
-        before = self.monitor.state
         self.monitor.observe(event)
-        if self.monitor.state is not before:
+        summary = self.monitor.summary
+        if summary != self._summary:  # the peer may have moved, too
+            self._summary = summary
             self._changed()
         super().observe(event)  # type: ignore[arg-type]  # the monitor takes any
 
@@ -107,6 +110,7 @@ class UpReport(Report):
 
     def failed(self, message: str, exit_code: int) -> None:
         """Tell why the tunnel ends without success."""
+        self._has_failed = True
         self._trouble(message)
         super().failed(message, exit_code)
 
@@ -128,7 +132,9 @@ class UpReport(Report):
         self.monitor.attach(part, tell)
 
     def ended(self, exit_code: int) -> None:
-        """Take note of the end; why was told already, if it was no success."""
+        """Take note of the end, and tell why, if nobody has: whoever runs it does not see it."""
+        if exit_code and not self._has_failed:
+            self.failed(f"the command ended with exit status {exit_code}.", exit_code)
         self.monitor.ended(exit_code)
         self._changed()
 

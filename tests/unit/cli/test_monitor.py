@@ -191,6 +191,14 @@ def test_when_it_has_ended() -> None:
     assert watched.monitor.summary == "ended with status 3: It is the wrong one."
 
 
+def test_what_has_ended_listens_no_more() -> None:
+    watched = Watched()
+    watched.connect(FakeLink(0, 0, watched.now), BY_SECRET)
+    watched.monitor.observe(Listening(LOCAL, "localhost:8080"))
+    watched.monitor.ended(104)
+    assert {each["address"] for each in watched.told["forwards"]} == {None}
+
+
 def test_forwards_and_where_they_listen() -> None:
     watched = Watched()
 

@@ -231,19 +231,40 @@ def test_what_does_not_run(directory: Path, capsys: Capture) -> None:
     )
 
 
-def test_a_full_disk(directory: Path) -> None:
-    environment = {**os.environ, "RUNTIME_DIRECTORY": str(directory)}
-    with open("/dev/full", "wb") as full:  # noqa: PTH123 (a device, by its descriptor)
-        run = subprocess.run(
-            [OURS, "status", "--json"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
+def run(
+    directory: Path, *words: str, full: tuple[str, ...] = (), **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the program, with these of its streams on a full disk."""
+    with open("/dev/full", "wb") as device:  # noqa: PTH123 (a device, by its descriptor)
+        return subprocess.run(
+            [OURS, "status", *words],
+            stdout=device if "stdout" in full else subprocess.PIPE,
+            stderr=device if "stderr" in full else subprocess.PIPE,
+            env={**os.environ, "RUNTIME_DIRECTORY": str(directory), **environment},
             check=False,
         )
-    assert run.returncode == errno.ENOSPC
-    assert run.stderr == "nat-traverse: Cannot print the status: No space left on device.\n"
+
+
+def test_a_full_disk(directory: Path) -> None:
+    found = run(directory, "--json", full=("stdout",))
+    assert found.returncode == errno.ENOSPC
+    assert found.stderr == b"nat-traverse: Cannot print the status: No space left on device.\n"
+    assert run(directory, "--json", full=("stdout", "stderr")).returncode == errno.ENOSPC
+
+
+@pytest.mark.parametrize("names", [(), ("none",), ("none", "neither")])
+def test_the_exit_status_tells_if_standard_error_does_not(
+    directory: Path, names: tuple[str, ...]
+) -> None:
+    found = run(directory, *names, full=("stderr",))
+    assert (found.returncode, found.stdout) == (status.NOT_RUNNING, b"")
+
+
+def test_letters_that_the_locale_does_not_have(directory: Path) -> None:
+    with answering(directory, home={**TOLD, "command": "./wählen '→'"}):
+        found = run(directory, PYTHONIOENCODING="latin-1")
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert b"  command: ./w\xe4hlen '\\u2192'\n" in found.stdout
 
 
 @pytest.mark.parametrize(

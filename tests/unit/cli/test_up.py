@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ from support.ends import free_ports
 from support.forwards import unused_port
 from support.lab import eventually
 from support.leftovers import can_be_bound
+from support.loopback import old_peer, shake_hands
+from support.programs import OURS
 from support.services import Services, passes
 
 if TYPE_CHECKING:
@@ -313,6 +316,44 @@ def test_a_port_that_is_in_use_is_waited_for(services: Services) -> None:
         assert told["problem"]
         assert told["description"] == str(path)
     assert one.event("opened")["local_port"] == port
+
+
+def test_the_exit_status_tells_if_standard_error_does_not(here: Services) -> None:
+    with open("/dev/full", "wb") as full:  # noqa: PTH123 (a device, by its descriptor)
+        environment = {**os.environ, **here.environment}
+        done = subprocess.run([OURS, "up", "none"], stderr=full, env=environment, check=False)
+    assert done.returncode == 2
+
+
+# -- a peer that runs 0.7 -------------------------------------------------------------------------
+
+
+def describe_command(here: Services, connect: str, *lines: str) -> str:
+    """Describe a tunnel without a proof, with which a peer of 0.7 could do."""
+    path = here.directory / "nat-traverse" / "one.toml"
+    path.write_text("\n".join([f'connect = "{connect}"', *lines]))
+    return str(path)
+
+
+def test_who_looks_again_can_do_nothing_with_0_7(here: Services) -> None:
+    for retry, legacy in (("true", False), ("false", True)):
+        describe_command(here, "40000:127.0.0.1:40001", 'cmd = "id"', f"retry = {retry}")
+        (_, connect) = _described(Up(("one",)))["one"]
+        assert _settings(connect).punch.legacy is legacy
+
+
+def test_a_command_for_0_7_that_leaves_a_process_behind(services: Services) -> None:
+    mine = free_ports()[0]
+    with old_peer(mine) as peer:
+        connect = f"{mine}:127.0.0.1:{peer.getsockname()[1]}"
+        command = 'cmd = "{ sleep 0.5; echo late; } & echo soon"'
+        one = services.up(describe_command(services, connect, command, "retry = false"), "--json")
+        shake_hands(peer)
+        heard = b""
+        while b"late" not in heard:
+            heard += peer.recv(65_535)
+        assert b"soon" in heard
+        assert one.wait() == 0, one.errors
 
 
 # -- the service manager --------------------------------------------------------------------------

@@ -4,17 +4,21 @@ import json
 import os
 import time
 from typing import TYPE_CHECKING, Any
+from unittest.mock import create_autospec
 
 import pytest
 
-from nat_traverse.api import Unfinished
+from nat_traverse.api import Rejected, Unfinished
 from nat_traverse.carry.wireguard import Configuration
 from nat_traverse.cli.monitor import Monitor, State
 from nat_traverse.cli.settings import NORMAL, QUIET, VERBOSE, Connect
 from nat_traverse.cli.up_report import UpJsonReport, UpReport, is_journal, make_up_report
+from nat_traverse.link.link import Link
 from nat_traverse.model import Endpoint, Generation, Path
 from nat_traverse.punch.machine import PathValidated, PeerHeard
 from nat_traverse.target import Target
+from nat_traverse.tunnel.events import PathChanged
+from nat_traverse.tunnel.refusals import WrongSecretError
 
 if TYPE_CHECKING:
     from pathlib import Path as File
@@ -139,6 +143,43 @@ def test_wireguard_says_when_it_is_connected(capsys: Capture) -> None:
         assert (monitor.state, told.changes) == (State.CONNECTED, 1)
         assert monitor.describe()["peer"] == "203.0.113.2:40001"
         assert "wireguard: nat is there" in capsys.readouterr().err
+
+
+def test_a_peer_that_has_moved_is_told(capsys: Capture) -> None:
+    told = Told()
+    link = create_autospec(Link, instance=True)
+    link.peer = PATH.remote
+    told.report.found(link)
+    moved = Path(0, Endpoint("203.0.113.2", 51234))
+    link.peer = moved.remote
+    told.report.observe(PathChanged(moved))
+    told.report.observe(PathChanged(moved))
+    assert (told.report.monitor.summary, told.changes) == ("connected to 203.0.113.2:51234", 2)
+    assert "following it" in capsys.readouterr().err
+
+
+def test_why_a_tunnel_is_not_there_yet(capsys: Capture) -> None:
+    told = Told()
+    told.report.observe(Unfinished("A path was found."))
+    assert told.report.monitor.describe()["problem"] == "A path was found."
+    told.report.observe(Rejected(WrongSecretError(), 1))
+    problem = str(told.report.monitor.describe()["problem"])
+    assert problem.startswith("Someone who does not know the secret")
+    assert told.changes == 2
+    assert "waiting for the next" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_command_that_fails_is_told_of(capsys: Capture, as_json: bool) -> None:
+    told = Told(json=as_json, cmd="exit 5")
+    told.report.ended(5)
+    assert "the command ended with exit status 5." in capsys.readouterr().err
+    assert told.report.monitor.describe()["problem"] == "the command ended with exit status 5."
+    told = Told(json=as_json, cmd="exit 5")
+    told.report.failed("It is over.", 5)
+    told.report.ended(5)
+    Told(json=as_json, cmd="exit 0").report.ended(0)
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_reason_is_told_once_until_there_was_a_tunnel(capsys: Capture) -> None:
