@@ -1,10 +1,10 @@
 # fish completion for nat-traverse
 
-# The names of the tunnels that files describe.
+# The names of the tunnels that files describe; a file may be called what can be no name.
 function __nat_traverse_names
     set -q XDG_CONFIG_HOME; and set -l base $XDG_CONFIG_HOME; or set -l base $HOME/.config
     for file in $base/nat-traverse/*.toml /etc/nat-traverse/*.toml
-        string replace -r '^.*/(.*)\.toml$' '$1' -- $file
+        string replace -rf '^.*/([A-Za-z0-9_@][A-Za-z0-9_@.:\\\\-]*)\.toml$' '$1' -- $file
     end
 end
 

@@ -208,6 +208,10 @@ def _check_together(connect: Connect, values: Values) -> None:
         raise UsageError(f"{first} and {other} exclude each other: a tunnel is for one purpose")
     needs = [*purposes]
     needs += [f"--{name}" for name in ("datagrams", "retry") if name in values]
+    if connect.wireguard is not None and needs:
+        if needs[0] == "--retry":
+            raise UsageError("--wireguard looks for a path again by itself: leave --retry out")
+        raise UsageError(f"--wireguard excludes {needs[0]}: WireGuard carries all itself")
     if leaves and needs:
         raise UsageError(f"{needs[0]} needs a tunnel, and this command makes none")
     needs += [f"--{name}" for name in proven]

@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 
 EVERY = (TUNNEL, *COMMANDS.values())
 
+# What can be a name, as bash has it below; of four backslashes fish's quotes leave two.
+_FISH_NAME = r"[A-Za-z0-9_@][A-Za-z0-9_@.:\\\\-]*"
+
 _FISH_NAMES = f"""\
-# The names of the tunnels that files describe.
+# The names of the tunnels that files describe; a file may be called what can be no name.
 function __nat_traverse_names
     set -q XDG_CONFIG_HOME; and set -l base $XDG_CONFIG_HOME; or set -l base $HOME/.config
     for file in $base/{PROGRAM}/*{SUFFIX} {SYSTEM}/*{SUFFIX}
-        string replace -r '^.*/(.*)\\{SUFFIX}$' '$1' -- $file
+        string replace -rf '^.*/({_FISH_NAME})\\{SUFFIX}$' '$1' -- $file
     end
 end
 """

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Final
 from nat_traverse._version import __version__
 from nat_traverse.cli.description import CONNECT, keys, services
 from nat_traverse.cli.monitor import STATUS_FIELDS
-from nat_traverse.cli.options import COMMANDS, DEMO, FLAG, INTEGER, KEYGEN, STATUS, UP
+from nat_traverse.cli.options import (
+    COMMANDS,
+    DEMO,
+    FLAG,
+    INTEGER,
+    KEYGEN,
+    RETRY,
+    STATUS,
+    TIMEOUT,
+    UP,
+)
 from nat_traverse.cli.places import PROGRAM, SYSTEM
 from nat_traverse.cli.roff import entry, escape, prose, section, terms
 from nat_traverse.demo.records import RECORD_FIELDS
@@ -341,7 +351,12 @@ def _key(item: tuple[str, Option]) -> str:
         kind = f"[{kind}, ...]"
     meaning = option.summary[0].upper() + option.summary[1:]
     default = f" By default `{option.default}`." if option.default else ""
-    return entry(f"`{key}` = {kind}", f"{meaning.rstrip('.')}.{default}")
+    if option is RETRY:
+        default = " By default `true`."
+    elif option is TIMEOUT:  # whose last sentence is about the default of the command line
+        meaning = meaning.partition("With neither")[0]
+        default = " Without this and `window`: never."
+    return entry(f"`{key}` = {kind}", f"{meaning.rstrip('. ')}.{default}")
 
 
 PAGES: Final[dict[str, Callable[[], str]]] = {

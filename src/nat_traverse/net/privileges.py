@@ -67,7 +67,8 @@ def lacks_net_admin(doing: str) -> DeniedError:
     return DeniedError(
         f"{doing} was not permitted: it needs CAP_NET_ADMIN, which {name} does not have. Start it"
         " as root, and it becomes that user again as soon as the device is there:"
-        f' sudo "$(command -v nat-traverse)" --user {name} and the same arguments; or in a systemd'
+        f' sudo "$(command -v nat-traverse)" --user {name} and the same arguments; or, for'
+        f' `nat-traverse up`, user = "{name}" in the description, and sudo; or in a systemd'
         f" unit: User={name} and AmbientCapabilities=CAP_NET_ADMIN."
     )
 
@@ -197,7 +198,7 @@ def _explained(error: OSError, user: str) -> DeniedError:
 def _only_root(user: str) -> DeniedError:
     return DeniedError(
         f"Only root may become {user}, and this is {_name_of(os.geteuid())}: start it with sudo,"
-        " or leave --user out."
+        " or do without --user."
     )
 
 

@@ -372,6 +372,7 @@ def test_no_complaint_shows_the_secret() -> None:
 def conf(tmp_path: Path) -> str:
     key = "ukdP63b53ab25bJwW0jTz9QMAmtpww4ndbjSU3RWSww="
     path = tmp_path / "nat.conf"
+    path.touch(0o600)  # whatever the umask is
     path.write_text(
         f"[Interface]\nListenPort = 51820\n[Peer]\nPublicKey = {key}\nEndpoint = h:51821\n"
     )
@@ -407,10 +408,11 @@ def test_wireguard_and_its_file() -> None:
         (("--handoff", "id"), "--wireguard and --handoff exclude each other"),
         (("-q",), "--wireguard and --quit-after-connect exclude each other"),
         (("--plain",), "--wireguard excludes --plain"),
-        (("--datagrams",), "--datagrams needs a tunnel"),
-        (("--retry",), "--retry needs a tunnel"),
-        (("-L", "1:h:2"), "-L needs a tunnel"),
-        (("--expose", "any"), "--expose needs a tunnel"),
+        (("--datagrams",), "--wireguard excludes --datagrams"),
+        (("--retry",), "--wireguard looks for a path again by itself: leave --retry out"),
+        (("-L", "1:h:2"), "--wireguard excludes -L"),
+        (("--expose", "any"), "--wireguard excludes --expose"),
+        (("--vpn", "10.77.0.1/24"), "--wireguard excludes --vpn"),
         (("--secret", "x"), "--secret proves who is at the other end of a tunnel"),
         (("--identity", "x", "--peer-key", "y"), "--identity proves who is at the other end"),
     ],

@@ -129,7 +129,10 @@ def test_no_shell_reads_anything_into_a_name(shell: str, described: Path) -> Non
         assert not set(line) & set("$`;'{}")
         assert set(line.removesuffix(")").partition("(")[2].split()) >= NAMES
     else:
-        assert fish("nat-traverse up ") >= NAMES
+        (described / "nat-traverse" / "a\\x2db.toml").write_text("")
+        offered = fish("nat-traverse up ")
+        assert offered >= {*NAMES, "a\\x2db"}
+        assert not offered & set(HOSTILE)
     assert not list(described.rglob("pwned"))
 
 
