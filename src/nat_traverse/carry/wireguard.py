@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
@@ -12,7 +13,7 @@ from nat_traverse import target
 from nat_traverse.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from nat_traverse.target import Target
 
@@ -25,6 +26,17 @@ _DIRECTORY: Final = Path("/etc/wireguard")
 
 # 32 bytes in base64: the last digit before the `=` has four bits, so it is one of sixteen.
 _KEY: Final = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
+
+# wg(8) shows the lines that it refuses, and what stands behind these may be secret.
+_SECRETS: Final = ("PrivateKey", "PresharedKey")
+
+# What is dropped wherever it stands, even within a word: by wg(8) the blanks of C, and no other of
+# Unicode's; by bash, in which wg-quick is written, NUL. For both of them a line ends at "\n" only.
+_DROPPED: Final = dict.fromkeys(map(ord, " \t\n\v\f\r\0"))
+
+# Permissions that a file may not give, as root runs the commands in it. If others may only read it,
+# and so the private key, that is its owner's affair: wg-quick warns.
+_CHANGED: Final = 0o022
 
 # A file with a thousand peers has 200 KB. Beyond this it is something else.
 _LARGEST: Final = 1 << 20
@@ -55,6 +67,7 @@ def read(name: str) -> Configuration:
     path = _located(name)
     try:
         with path.open("rb") as file:
+            _check_mode(os.fstat(file.fileno()).st_mode, path)
             content = file.read(_LARGEST + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it has no such name"
@@ -66,22 +79,37 @@ def read(name: str) -> Configuration:
 
 def parse(text: str, path: Path) -> Configuration:
     """Read the text of a file. Raises UsageError, which shows nothing that may be secret."""
+    lines = [line.partition("#")[0].translate(_DROPPED) for line in text.split("\n")]
+    try:
+        _check_secrets(lines)
+        return _configuration(*_sections(lines), path)
+    except UsageError as error:
+        raise UsageError(f"--wireguard: {path}: {error}") from None
+
+
+def _check_mode(mode: int, path: Path) -> None:
+    """Refuse a file that anybody may put a command into. A pipe, say of a shell's, keeps none."""
+    if stat.S_ISREG(mode) and mode & _CHANGED:
+        raise UsageError(
+            f"--wireguard: {path} can't be trusted: others than its owner may change it (mode"
+            f" {stat.S_IMODE(mode):04o}), and root runs the commands in it. Use: chmod go-w {path}"
+        )
+
+
+def _sections(lines: Iterable[str]) -> tuple[_Section, list[_Section]]:
+    """Return what is under [Interface], and under each [Peer]; wg(8) complains of all else."""
     interface: _Section = {}
     peers: list[_Section] = []
     current: _Section | None = None
-    for line in text.splitlines():
-        stripped = line.partition("#")[0].strip()
-        if stripped.startswith("["):
-            current = {"[interface]": interface, "[peer]": {}}.get(stripped.lower())
+    for line in lines:
+        if line.startswith("["):
+            current = {"[interface]": interface, "[peer]": {}}.get(line.lower())
             if current is not None and current is not interface:
                 peers.append(current)
-        elif "=" in stripped and current is not None:
-            key, _, value = stripped.partition("=")
-            current.setdefault(key.strip().lower(), []).append(value.strip())
-    try:
-        return _configuration(interface, peers, path)
-    except UsageError as error:
-        raise UsageError(f"--wireguard: {path}: {error}") from None
+        elif "=" in line and current is not None:
+            key, _, value = line.partition("=")
+            current.setdefault(key.lower(), []).append(value)
+    return interface, peers
 
 
 def _located(name: str) -> Path:
@@ -103,7 +131,6 @@ def _configuration(interface: _Section, peers: list[_Section], path: Path) -> Co
             "SaveConfig is true, so wg-quick would write the ports that were found into the file,"
             " in place of those agreed upon. Take it out"
         )
-    _check_secrets(interface, peers)
     reached = [peer for peer in peers if "endpoint" in peer]
     if len(reached) != 1:
         raise UsageError(
@@ -127,14 +154,17 @@ def _configuration(interface: _Section, peers: list[_Section], path: Path) -> Co
     )
 
 
-def _check_secrets(interface: _Section, peers: list[_Section]) -> None:
-    """Refuse keys that wg(8) would refuse: it shows what it refuses, and that may be secret."""
-    for section, key, name in (
-        (interface, "privatekey", "PrivateKey"),
-        *((peer, "presharedkey", "PresharedKey") for peer in peers),
-    ):
-        if not all(map(_KEY.fullmatch, section.get(key, ()))):
-            raise UsageError(f"{name} is no key of 32 bytes in base64")
+def _check_secrets(lines: Iterable[str]) -> None:
+    """Refuse what wg(8) would show and may be secret: keys that are none, in whatever section.
+
+    A true key in the wrong section it shows as well; but that can be told from other words, and is
+    taken out of them.
+    """
+    for line in lines:
+        key, _, value = line.partition("=")
+        for name in _SECRETS:
+            if key.lower().startswith(name.lower()) and not _KEY.fullmatch(value):
+                raise UsageError(f"{name} is no key of 32 bytes in base64")
 
 
 def _target(interface: _Section, endpoint: str) -> Target:
@@ -163,21 +193,33 @@ def _networks(peer: _Section) -> Iterator[Network]:
     """Yield the AllowedIPs; what is none is for wg(8) to complain of."""
     for word in ",".join(peer.get("allowedips", ())).split(","):
         try:
-            yield ipaddress.ip_network(word.strip().removeprefix("+"), strict=False)
+            yield ipaddress.ip_network(word.removeprefix("+"), strict=False)
         except ValueError:
             continue
 
 
 def _check_routes(peer: str, networks: list[Network]) -> None:
-    """Refuse routes that would send our own packets into the device."""
+    """Refuse routes that would send our own packets into the device.
+
+    A name can have any address. So only what has all of one family is sure to have the name's.
+    """
     try:
         address = ipaddress.ip_address(peer)
     except ValueError:
-        address = None
-    for network in networks:
-        if network.prefixlen == 0 or (address is not None and address in network):
-            raise UsageError(
-                f"AllowedIPs has {network}, the other side's own public address in it: what looks"
-                " for a new path would be sent into the old tunnel. Take a smaller network, or"
-                " Table = off and routes of your own"
-            )
+        caught = [network for network in _joined(networks) if network.prefixlen == 0]
+    else:
+        caught = [network for network in networks if address in network]
+    if caught:
+        raise UsageError(
+            f"AllowedIPs has all of {caught[0]}, and so the other side's own public address: what"
+            " looks for a new path would be sent into the old tunnel. Take a smaller network, or"
+            " Table = off and routes of your own"
+        )
+
+
+def _joined(networks: list[Network]) -> Iterator[Network]:
+    """Yield the fewest networks with the same addresses: two halves are a whole."""
+    four = [network for network in networks if isinstance(network, ipaddress.IPv4Network)]
+    six = [network for network in networks if isinstance(network, ipaddress.IPv6Network)]
+    yield from ipaddress.collapse_addresses(four)
+    yield from ipaddress.collapse_addresses(six)
