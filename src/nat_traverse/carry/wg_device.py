@@ -36,12 +36,19 @@ _NOWHERE: Final = "127.0.0.1:9"
 _LOCKS: Final = "/run"
 _NAMESPACE: Final = "/proc/self/ns/net"
 
-# The lines of a failure that are shown. wg-quick prints every command before that, and says when it
-# turns to wireguard-go, which draws a box.
+# The lines of a failure that are shown. wg-quick prints every command before it runs it, and says
+# when it turns to wireguard-go, which draws a box. What bash has to say begins with a path.
 _TOLD: Final = 3
-_PRINTABLE: Final = re.compile(r"[A-Za-z`]")
+_PRINTABLE: Final = re.compile(r"[A-Za-z`/]")
+_ECHO: Final = "[#] "
 _TURN: Final = "[!]"
-_KEY: Final = re.compile(r"[A-Za-z0-9+/]{43}=")
+# What comes after a failure of wg-quick's `up`, and is none: it asks for a device, which is perhaps
+# not made yet, and removes it.
+_UNDOING: Final = re.compile(
+    r"Unable to access interface: |\[#\] (resolvconf -d|ip link delete dev) "
+)
+# A key, also one that has lost its end; what else is so long is no great loss.
+_KEY: Final = re.compile(r"[A-Za-z0-9+/]{40,}=?")
 
 # The columns of `wg show DEVICE dump`, by wg(8): of the device, and of each peer.
 _DEVICE_COLUMNS: Final = 4
@@ -73,6 +80,11 @@ class State(NamedTuple):
     def is_parked(self) -> bool:
         """True if the device is as `park` leaves it, perhaps of a process that was killed."""
         return self.endpoint == _NOWHERE
+
+    @property
+    def peer_address(self) -> str | None:
+        """Where the peer was last, None if that is not known."""
+        return None if self.endpoint is None or self.is_parked else address(self.endpoint)
 
 
 NEW: Final = State(0, None, 0, 0, 0)
@@ -158,6 +170,12 @@ class Device:
         """Have the device use a path; `keepalive` is in seconds."""
         self._set(local_port, spelled(remote), keepalive)
 
+    def keep_open(self, keepalive: int) -> None:
+        """Have the device keep its path open that often, in seconds; 0 for never."""
+        self.look()  # wg makes a peer that is not there
+        words = ["wg", "set", self.name, "peer", self._key]
+        self._run([*words, "persistent-keepalive", str(keepalive)])
+
     def park(self) -> State:
         """Take the device off its port and silence it; return how it was, for `restore`.
 
@@ -189,6 +207,11 @@ def spelled(remote: Endpoint) -> str:
     # A link-local address means nothing without the interface (RFC 4007, section 11).
     host = f"{remote.host}%{remote.scope}" if remote.scope else remote.host
     return str(remote._replace(host=host))
+
+
+def address(endpoint: str) -> str:
+    """Return the address of an endpoint that wg(8) spells; a link-local one with its interface."""
+    return endpoint.rpartition(":")[0].strip("[]")
 
 
 @contextmanager
@@ -242,7 +265,7 @@ def run_command(words: Sequence[str]) -> str:
             status = _status(words, output, errors)
             errors.seek(0)
             if status:
-                reason = _reason(errors.read().decode(errors="replace"))
+                reason = _reason(words, errors.read().decode(errors="replace"))
                 raise WireGuardError(f"{_named(words)} failed ({status}): {reason}")
             output.seek(0)
             return output.read().decode(errors="replace")
@@ -266,8 +289,9 @@ def _status(words: Sequence[str], output: BinaryIO, errors: BinaryIO) -> int:
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=errors,
-        # A daemon writes to where we read as long as it lives, unless it is told to be silent.
-        env={"LOG_LEVEL": "silent", **without_secret(os.environ)},
+        # wireguard-go writes to where we read as long as it lives, which nobody reads and no disk
+        # limits, unless it is told to be silent. So the user's own wish can't count.
+        env={**without_secret(os.environ), "LOG_LEVEL": "silent"},
         # In a session of its own, so that Ctrl-C does not stop it halfway: it is waited for.
         start_new_session=True,
     )
@@ -296,9 +320,30 @@ def _named(words: Sequence[str]) -> str:
     return " ".join(words[:3])
 
 
-def _reason(errors: str) -> str:
-    """Return the last words of a command, without the commands it ran and without any key."""
+def _reason(words: Sequence[str], errors: str) -> str:
+    """Return the last words of a command, or else which command of its own failed; but no key."""
+    runs = _runs(errors)
+    while "up" in words[1:2] and _UNDOING.match(runs[-1][0]):
+        runs.pop()
+    told = _told(runs[-1])
+    if not told:
+        # What was said before that was a warning, perhaps.
+        told = [line for run in runs for line in _told(run)] or ["it does not say why"]
+        told += [f"the last command: {run[0].removeprefix(_ECHO)}" for run in runs[1:][-1:]]
+    return _KEY.sub("(a key)", "; ".join(told[-_TOLD:]))
+
+
+def _runs(errors: str) -> list[list[str]]:
+    """Return what was printed, apart for each command that was run; the first is before them."""
     lines = [line.strip() for line in errors.splitlines()]
     turns = [number for number, line in enumerate(lines) if line.startswith(_TURN)]
-    told = [line for line in lines[turns[-1] if turns else 0 :] if _PRINTABLE.match(line)]
-    return _KEY.sub("(a key)", "; ".join(told[-_TOLD:])) or "it does not say why"
+    runs = [[""]]
+    for line in lines[turns[-1] if turns else 0 :]:
+        if line.startswith(_ECHO) or _UNDOING.match(line):
+            runs.append([])
+        runs[-1].append(line)
+    return runs
+
+
+def _told(run: list[str]) -> list[str]:
+    return [line for line in run if _PRINTABLE.match(line)]

@@ -81,7 +81,8 @@ EVENT_FIELDS: Final = (
      " again. `message`.")),
     ("lost", ("With `--retry` or `--wireguard`: the path is lost, and another one is looked for."
      " `message`.")),
-    ("wireguard-found", "The device is in use already, and is watched. `device`, `peer`."),
+    ("wireguard-found", ("The device is in use already, and is watched, and kept open where it"
+     " does not do that itself. `device`, `peer`.")),
     ("wireguard-up", "The device was brought up. `device`."),
     ("wireguard-endpoint", ("The device uses the path. `device`, `local_port`, `peer`, `keepalive`"
      " (seconds).")),

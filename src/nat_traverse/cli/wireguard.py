@@ -14,10 +14,13 @@ from nat_traverse.carry.wg_device import (
     Device,
     GoneError,
     WireGuardError,
+    address,
     held,
     missing_right,
+    spelled,
 )
 from nat_traverse.carry.wg_watch import Sign, Watch
+from nat_traverse.carry.wireguard import LONGEST_KEEPALIVE
 from nat_traverse.cli.search import punch_settings, watched
 from nat_traverse.session import punch
 from nat_traverse.wire.hello import Mode
@@ -41,7 +44,8 @@ async def use_wireguard(connect: Connect, configuration: Configuration, report: 
     """Keep the device on a path that works, until a signal ends it.
 
     Everything is undone then: a device that was made here is removed. One that was there before
-    stays on the path that it has. Raises WireGuardError, also for what could not be undone.
+    stays on the path that it has; one of its own it then keeps open as often as before. Raises
+    WireGuardError, also for what could not be undone.
     """
     keeper = _Keeper(configuration, Device(configuration), connect.keepalive, report)
     with held(configuration):
@@ -55,6 +59,8 @@ async def _keep(keeper: _Keeper, settings: PunchSettings, report: Report) -> NoR
         while True:
             try:
                 if watch is None:
+                    # The name server may be reached through the device only.
+                    settings = replace(settings, last_known=keeper.last_known)
                     watch = await _finished(keeper.use(*await _found(settings, report)))
                 reason = await keeper.lost(watch)
             except GoneError as error:
@@ -105,17 +111,20 @@ class _Keeper:
     """The device, and what is to be undone to it at the end.
 
     Its commands may take long, so each has a thread: other tunnels of this process go on.
+    `last_known` is the last address of the peer's that is known.
     """
 
     def __init__(
         self, configuration: Configuration, device: Device, keepalive: int, report: Report
     ) -> None:
         self.is_ours = False
+        self.last_known: str | None = None
         self._configuration = configuration
         self._device = device
         self._keepalive = configuration.keepalive or keepalive
         self._report = report
         self._parked: State | None = None
+        self._too_rare: int | None = None  # the keepalive of a device that we keep open instead
         self._seen: State | None = None
 
     def describe(self) -> dict[str, object]:
@@ -149,13 +158,24 @@ class _Keeper:
                 )
             return None
         state = await _command(self._device.look)
+        self.last_known = state.peer_address
         # The handshake is a time of the clock on the wall.
         if not state.is_parked and time.time() - state.handshake < wg_watch.AGED_AFTER:
-            self._seen = state
-            self._tell("found", "is in use already, and is watched", peer=state.endpoint)
-            return Watch(state.handshake, state.received, time.monotonic(), is_up=True)
+            return await self._adopt(state)
         await self.let_go()
         return None
+
+    async def _adopt(self, state: State) -> Watch:
+        """Return a watch of a device that is in use, and see to it that it keeps its path open."""
+        self._seen = state
+        text = "is in use already, and is watched"
+        if not 0 < state.keepalive <= LONGEST_KEEPALIVE:
+            # While nobody uses it, its silence would be taken for a loss, and the gateways forget.
+            self._too_rare = state.keepalive
+            await _command(self._device.keep_open, self._keepalive)
+            text += f" and kept open every {self._keepalive} s"
+        self._tell("found", text, peer=state.endpoint)
+        return Watch(state.handshake, state.received, time.monotonic(), is_up=True)
 
     async def let_go(self) -> None:
         """Take the device off the port, which the search needs; forget one of ours that is gone."""
@@ -166,6 +186,10 @@ class _Keeper:
             if not self.is_ours:
                 raise
             self.is_ours, self._parked = False, None
+        else:
+            if self._too_rare is not None:
+                self._parked = self._parked._replace(keepalive=self._too_rare)
+                self._too_rare = None
 
     async def use(self, local_port: int, remote: Endpoint) -> Watch:
         """Give a path to the device, which is made now if there is none."""
@@ -179,6 +203,7 @@ class _Keeper:
         before = self._parked or NEW
         await _command(self._device.use, local_port, remote, self._keepalive)
         self._parked = None
+        self.last_known = address(spelled(remote))
         self._tell(
             "endpoint",
             f"uses port {local_port} to {remote}, and keeps it open every {self._keepalive} s",
@@ -195,6 +220,7 @@ class _Keeper:
         """
         while True:
             state = self._seen = await _finished(_command(self._device.look))
+            self.last_known = state.peer_address or self.last_known  # it may have moved
             sign = watch.look(state.handshake, state.received, time.monotonic())
             if sign is Sign.SHAKEN:
                 self._tell("handshake", "has shaken hands with the peer", peer=state.endpoint)
@@ -204,18 +230,30 @@ class _Keeper:
 
     async def end(self) -> None:
         """Undo what was done, as far as the device is there; raises WireGuardError if it can't."""
+        if not await self._may_be_there():
+            return
         name, path = self._device.name, self._configuration.path
         try:
             if self.is_ours:
-                left = f"The device {name} may still be there. To remove it: wg-quick down {path}"
+                left = (
+                    f"The device {name} may still be there. To remove it: wg-quick down {path}, or"
+                    f" if that fails again: ip link delete dev {name}"
+                )
                 await _command(self._device.down)
                 self._tell("down", "was taken down")
             elif self._parked is not None:
                 left = f"The device {name} has not got back the port and the endpoint that it had"
                 await _command(self._device.restore, self._parked)
+            elif self._too_rare is not None:
+                left = f"The device {name} has not got back the persistent-keepalive that it had"
+                await _command(self._device.keep_open, self._too_rare)
         except WireGuardError as error:
-            if await self._may_be_there():
-                raise WireGuardError(f"{error}. {left}") from None
+            if not await self._may_be_there():
+                if not self.is_ours:
+                    return
+                # wg-quick runs that last, when the device is no more.
+                left = f"The device {name} is gone, but PostDown was not run to its end"
+            raise WireGuardError(f"{error}. {left}") from None
 
     async def _make(self) -> None:
         self.is_ours = False

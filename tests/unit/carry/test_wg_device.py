@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from nat_traverse.model import Endpoint
 from nat_traverse.target import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 KEY = "ukdP63b53ab25bJwW0jTz9QMAmtpww4ndbjSU3RWSww="
@@ -123,6 +124,20 @@ def test_a_path_is_used(port: int, words: str) -> None:
     ]
 
 
+def test_how_often_a_path_is_kept_open() -> None:
+    shell = Shell()
+    device(shell).keep_open(15)
+    assert shell.changed == [f"wg set nat peer {KEY} persistent-keepalive 15"]
+
+
+def test_no_peer_is_made_to_keep_a_path_open() -> None:
+    """As wg(8) does with one that it does not know."""
+    shell = Shell(HEAD)
+    with pytest.raises(WireGuardError, match="no peer"):
+        device(shell).keep_open(15)
+    assert shell.changed == []
+
+
 def test_parking_is_undone() -> None:
     shell = Shell()
     ours = device(shell)
@@ -170,6 +185,20 @@ def test_endpoints_as_wg_takes_them(remote: Endpoint, text: str) -> None:
     assert spelled(remote) == text
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "address"),
+    [
+        ("192.0.2.1:5", "192.0.2.1"),
+        ("[2001:db8::1]:5", "2001:db8::1"),
+        ("[fe80::1%eth0]:5", "fe80::1%eth0"),
+        ("127.0.0.1:9", None),
+        (None, None),
+    ],
+)
+def test_where_the_peer_was(endpoint: str | None, address: str | None) -> None:
+    assert STATE._replace(endpoint=endpoint).peer_address == address
+
+
 # -- real commands ---------------------------------------------------------------------------------
 
 
@@ -177,12 +206,15 @@ def python(script: str) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", script]
 
 
-def test_what_a_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("level", [None, "debug"])
+def test_what_a_command_prints(level: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the user wants of wireguard-go, it is not to fill the memory with it."""
+    monkeypatch.delenv("LOG_LEVEL", raising=False)
+    if level is not None:
+        monkeypatch.setenv("LOG_LEVEL", level)
     monkeypatch.setenv("NAT_TRAVERSE_SECRET", "hunter2")
     script = "import os; print(os.environ['LOG_LEVEL'], 'NAT_TRAVERSE_SECRET' in os.environ)"
     assert run_command(python(script)) == "silent False\n"
-    monkeypatch.setenv("LOG_LEVEL", "verbose")
-    assert run_command(python(script)) == "verbose False\n"
 
 
 def test_a_daemon_that_keeps_the_output_open_is_not_waited_for() -> None:
@@ -195,13 +227,74 @@ def test_ctrl_c_is_not_for_the_command() -> None:
     assert run_command(python("import os; print(os.getsid(0) == os.getpid())")) == "True\n"
 
 
-def test_a_failure_is_told_without_keys_and_echoes() -> None:
+@pytest.fixture
+def failure(tmp_path: Path) -> Callable[..., str]:
+    """What is told of a command that prints something and fails."""
+
+    def run(errors: str, action: str = "up") -> str:
+        script = tmp_path / "command"
+        script.write_text(f'#!/bin/sh\nprintf "%s" {shlex.quote(errors)} >&2\nexit 3\n')
+        script.chmod(0o700)
+        with pytest.raises(WireGuardError) as caught:
+            run_command([str(script), action])
+        told, _, reason = str(caught.value).partition(" failed (3): ")
+        assert told == f"{script} {action}"
+        return reason
+
+    return run
+
+
+def test_a_failure_is_told_without_keys_and_echoes(failure: Callable[..., str]) -> None:
     errors = f"[#] ip\nError\n[!] Falling back\n│ box │\n[#] wg {SECRET}\nKey: {SECRET}\nbad file\n"
-    with pytest.raises(WireGuardError) as caught:
-        run_command(python(f"import sys; sys.stderr.write({errors!r}); sys.exit(3)"))
-    assert str(caught.value).endswith("failed (3): Key: (a key); bad file")
-    with pytest.raises(WireGuardError, match=r"failed \(1\): it does not say why"):
-        run_command(python("import sys; sys.exit(1)"))
+    assert failure(errors) == "Key: (a key); bad file"
+    for part in (SECRET.removesuffix("="), SECRET[:40], f"{SECRET[::2]}{SECRET}"):
+        assert failure(f"Key: {part}.\nbad file") == "Key: (a key).; bad file"
+    assert failure("") == "it does not say why"
+
+
+def test_what_the_shell_says_of_a_failure(failure: Callable[..., str]) -> None:
+    """As wg-quick 1.0.20210914 printed it, with bash 5.2, where resolvconf is not installed."""
+    reason = "/usr/bin/wg-quick: line 32: resolvconf: command not found"
+    errors = f"[#] ip link set mtu 1420 up dev nat\n[#] resolvconf -a nat -m 0 -x\n{reason}\n"
+    assert failure(f"{errors}[#] ip link delete dev nat\n") == reason
+
+
+HOOK = f"[#] wg set nat private-key {SECRET}\n"
+WARNING = "Warning: `/w/nat.conf' is world accessible"
+NOT_MADE = (
+    "Unable to access interface: Protocol not supported\n"
+    '[#] ip link delete dev nat\nCannot find device "nat"\n'
+)
+TURN = "[#] ip link add nat\nError: Unknown device type.\n[!] Missing\n│ box │\n"
+
+
+@pytest.mark.parametrize(
+    ("action", "errors", "reason"),
+    [
+        ("up", HOOK, "it does not say why; "),
+        (
+            "up",
+            f"{HOOK}[#] resolvconf -d nat -f\n[#] ip link delete dev nat",
+            "it does not say why; ",
+        ),
+        ("up", f"{HOOK}{NOT_MADE}", "it does not say why; "),
+        ("up", f"{WARNING}\n{HOOK}[#] ip link delete dev nat", f"{WARNING}; "),
+        ("up", f"{TURN}{HOOK}[#] ip link delete dev nat", "it does not say why; "),
+        ("down", f"[#] ip link delete dev nat\n{HOOK}", "it does not say why; "),
+    ],
+    ids=["alone", "undone", "nothing-to-undo", "warned", "wireguard-go", "down"],
+)
+def test_which_command_failed_without_a_word(
+    action: str, errors: str, reason: str, failure: Callable[..., str]
+) -> None:
+    assert failure(errors, action) == f"{reason}the last command: wg set nat private-key (a key)"
+
+
+def test_what_fails_where_nothing_is_undone(failure: Callable[..., str]) -> None:
+    errors = "[#] echo\nBusy\n[#] ip link delete dev nat\nError: not permitted"
+    assert failure(errors, "down") == "Error: not permitted"
+    errors = "Unable to access interface: No such device\n"
+    assert failure(errors, "show") == errors.strip()
 
 
 def test_a_missing_program() -> None:

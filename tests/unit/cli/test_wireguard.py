@@ -85,17 +85,23 @@ class World:
         if self.state is None:
             raise WireGuardError("nat is not a WireGuard interface")
         self.state = None
+        self.fail("down, at last")
 
     def use(self, local_port: int, remote: Endpoint, keepalive: int) -> None:
         self.changed(f"use {local_port} {remote} {keepalive}")
         assert self.there
+
+    def keep_open(self, keepalive: int) -> None:
+        self.changed(f"keep-open {keepalive}")
+        self.fail("keep-open")
+        self.state = self.there._replace(keepalive=keepalive)
 
     def park(self) -> State:
         self.changed("park")
         return self.there
 
     def restore(self, before: State) -> None:
-        self.changed(f"restore {before.listen_port}")
+        self.changed(f"restore {before.listen_port} {before.keepalive}")
         self.fail("restore")
 
     @property
@@ -215,6 +221,10 @@ def same(state: State) -> State:
     return state
 
 
+def in_use(keepalive: int) -> State:
+    return OLD._replace(handshake=int(time.time()) - 100, keepalive=keepalive)
+
+
 FOUND = ["punch", "settle", "close"]
 Monkey = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]
@@ -272,18 +282,66 @@ def test_stopped_while_it_looks_for_a_path(
     monkeypatch.setattr(world, "settle", settle)
     world.looks = [same]
     keep(world, configuration, monkeypatch, capsys)
-    assert world.steps == ["park", "punch", "close", "restore 51820"]
+    assert world.steps == ["park", "punch", "close", "restore 51820 0"]
 
 
 def test_a_device_in_use_is_only_watched(
     configuration: Configuration, monkeypatch: Monkey, capsys: Capture
 ) -> None:
-    world = World(OLD._replace(handshake=int(time.time()) - 100))
+    world = World(in_use(25))
     world.looks = [same, shaken, same]
     told = keep(world, configuration, monkeypatch, capsys)
     assert world.steps == []
     assert [each["event"] for each in told] == ["wireguard-found"]
     assert told[0]["peer"] == OLD.endpoint
+
+
+@pytest.mark.parametrize("keepalive", [0, 26])
+def test_a_device_in_use_is_kept_open_meanwhile(
+    keepalive: int, configuration: Configuration, monkeypatch: Monkey, capsys: Capture
+) -> None:
+    world = World(in_use(keepalive))
+    world.looks = [same, same]
+    keep(world, configuration, monkeypatch, capsys)
+    assert world.steps == ["keep-open 15", f"keep-open {keepalive}"]
+
+
+def test_a_device_in_use_that_loses_its_path_gets_back_its_own_keepalive(
+    configuration: Configuration, monkeypatch: Monkey, capsys: Capture
+) -> None:
+    world = World(in_use(0))
+    monkeypatch.setattr(wg_watch, "SILENT_AFTER", 0.0)
+
+    async def settle() -> None:
+        world.stop()
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(world, "settle", settle)
+    world.looks = [same, same]
+    keep(world, configuration, monkeypatch, capsys)
+    assert world.steps == ["keep-open 15", "park", "punch", "close", "restore 51820 0"]
+
+
+def test_a_device_in_use_that_vanishes(configuration: Configuration, monkeypatch: Monkey) -> None:
+    world = World(in_use(0))
+    world.looks = [same, gone]
+    with pytest.raises(GoneError):
+        run(world, configuration, monkeypatch)
+    assert world.steps == ["keep-open 15"]
+
+
+def test_a_device_that_did_not_get_its_keepalive_back_is_told(
+    configuration: Configuration, monkeypatch: Monkey
+) -> None:
+    world = World(in_use(0))
+
+    def broken(state: State) -> State:
+        world.broken = {"keep-open"}
+        return state
+
+    world.looks = [same, broken]
+    with pytest.raises(WireGuardError, match=r"has failed\. .* not got back the persistent-keep"):
+        run(world, configuration, monkeypatch)
 
 
 def test_a_path_is_looked_for_again_without_limit(
@@ -316,6 +374,59 @@ def test_a_path_is_looked_for_again_without_limit(
     assert lost.startswith("wireguard: WireGuard has had no answer")
     held_up = [each["message"] for each in told if each["event"] == "held-up"]
     assert held_up == ["No route.", "No name."]
+
+
+def searches(world: World) -> list[str | None]:
+    """Return where each search was to look when the name can't be looked up."""
+    return [each.last_known for each in world.settings]
+
+
+@pytest.mark.parametrize(
+    ("moved", "known"),
+    [
+        (None, PEER.host),
+        ("[2001:db8::3]:61000", "2001:db8::3"),
+        ("[fe80::3%eth0]:61000", "fe80::3%eth0"),
+        ("127.0.0.1:9", PEER.host),
+    ],
+    ids=["stays", "moves", "link-local", "parked"],
+)
+def test_a_name_server_behind_the_tunnel_is_done_without(
+    moved: str | None,
+    known: str,
+    configuration: Configuration,
+    monkeypatch: Monkey,
+    capsys: Capture,
+) -> None:
+    world = World(None)
+
+    def lost(state: State) -> State:
+        monkeypatch.setattr(wg_watch, "UNANSWERED_AFTER", 0.0)
+        return state._replace(endpoint=moved)
+
+    world.looks = [lost]
+    keep(world, configuration, monkeypatch, capsys)
+    assert searches(world) == [None, known]
+
+
+def test_the_path_that_was_found_is_known_before_the_device_is_looked_at(
+    configuration: Configuration, monkeypatch: Monkey, capsys: Capture
+) -> None:
+    world = World(None)
+    world.looks = [gone, same]
+    keep(world, configuration, monkeypatch, capsys)
+    assert searches(world) == [None, PEER.host]
+
+
+@pytest.mark.parametrize("state", [OLD, in_use(25)], ids=["idle", "in use"])
+def test_a_device_that_is_there_knows_where_the_peer_was(
+    state: State, configuration: Configuration, monkeypatch: Monkey, capsys: Capture
+) -> None:
+    world = World(state)
+    monkeypatch.setattr(wg_watch, "SILENT_AFTER", 0.0)
+    world.looks = [same, same]
+    keep(world, configuration, monkeypatch, capsys)
+    assert searches(world)[0] == "192.0.2.1"
 
 
 def gone(_: State) -> None:
@@ -380,6 +491,7 @@ def test_a_device_that_was_left_parked_is_not_in_use(
     world.looks = [same]
     keep(world, configuration, monkeypatch, capsys)
     assert world.steps[:2] == ["park", "punch"]
+    assert searches(world) == [None]
 
 
 @pytest.mark.parametrize(
@@ -400,7 +512,19 @@ def test_a_device_that_could_not_be_removed_is_told(
 ) -> None:
     world = World(None)
     world.broken = {"down"}
-    with pytest.raises(WireGuardError, match=r"^down has failed\. .* wg-quick down /.*/nat\.conf$"):
+    with pytest.raises(WireGuardError, match=r"^down has failed\. ") as caught:
+        run(world, configuration, monkeypatch)
+    first, _, second = str(caught.value).partition(f": wg-quick down {configuration.path}, ")
+    assert first.endswith("The device nat may still be there. To remove it")
+    assert second == "or if that fails again: ip link delete dev nat"
+
+
+def test_a_device_that_is_removed_without_all_that_comes_after_is_told(
+    configuration: Configuration, monkeypatch: Monkey
+) -> None:
+    world = World(None)
+    world.broken = {"down, at last"}
+    with pytest.raises(WireGuardError, match=r"^down, at last has failed\. .* is gone, but PostDo"):
         run(world, configuration, monkeypatch)
 
 
@@ -409,13 +533,14 @@ def test_a_device_that_is_gone_at_the_end_is_nothing_to_tell(
 ) -> None:
     world = World(None)
 
-    def removed(step: str) -> None:
-        if step == "down":
-            world.state = None
+    def removed(state: State) -> State:
+        world.stop()
+        monkeypatch.setattr(world, "exists", lambda: False)
+        return state
 
-    world.during = removed
+    world.looks = [removed]
     told = keep(world, configuration, monkeypatch, capsys)
-    assert world.steps[-1] == "down"
+    assert "down" not in world.steps
     assert told[-1]["event"] == "wireguard-endpoint"
 
 
