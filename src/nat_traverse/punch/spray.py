@@ -62,10 +62,10 @@ _RESERVED = 2
 
 # (until, in s from the beginning of the attempt; how many probes have been sent by then). Between
 # two points it is even; no pace is above what the rate leaves.
-_FIRST_ATTEMPT: Final = ((0.0, 1330), (92.0, 1800), (175.0, 2578))
-# Of every second attempt after that: what goes out at once is followed by a silence.
-_CURING_ATTEMPT: Final = ((0.0, 1330), (175.0, 2578))
 _AT_ONCE: Final = 1330
+_USUAL_ATTEMPT: Final = ((0.0, _AT_ONCE), (92.0, 1800), (175.0, 2578))
+# Every second attempt: what goes out at once is followed by a silence, and then by the rest.
+_CURING_ATTEMPT: Final = ((0.0, _AT_ONCE), (175.0, 2578))
 # s; Linux forgets such flows after 30 s, but until it clears them away, which it does once a minute
 # or sooner, they lend their port. 65 s were not always enough.
 _SILENCE: Final = 95.0
@@ -256,7 +256,7 @@ class SprayRung:
             return held
         if self._unlimited:
             return self._attempt_start
-        schedule = _CURING_ATTEMPT if self._is_curing else _FIRST_ATTEMPT
+        schedule = _CURING_ATTEMPT if self._is_curing else _USUAL_ATTEMPT
         at = self._attempt_start + _time_of_probe(self._probes + 1, schedule)
         return max(at, self._silent_until)
 
