@@ -96,8 +96,7 @@ runs one tunnel with a user of its own and few rights. With the description
 systemd(1) takes the service for started when listeners and the devices of VPNs are there and the
 other side is looked for, which may be away for days; its status line says how the tunnels are. The
 device of `wireguard` is made when there is a path. With `WatchdogSec=` it is told that the program
-still runs, and starts it again when not. A command that
-is run shares all restrictions of the unit.
+still runs, and starts it again when not. A command that is run shares all restrictions of the unit.
 
 The user of the unit is a stranger to root's files, so the description and its directory have to be
 open to him, though nobody else may write: modes 644 and 755. The secret is in a file that only root

@@ -274,6 +274,20 @@ def test_every_key_of_a_description() -> None:
         assert (f"\\fB{escape(key)}\\fR = [" in text) == option.repeatable
 
 
+def test_what_has_another_default_in_a_description(tmp_path: Path) -> None:
+    path = tmp_path / "one.toml"
+    path.write_text('connect = "40000:h:40001"\nexpose = "any"\n')
+    path.chmod(0o600)
+    connect = read_description(str(path), {})
+    assert (connect.retry, connect.deadline) == (True, None)
+    _, _, keys_of_it = page("nat-traverse.toml.5").partition(".SH KEYS\n")
+    (retry,) = (each for each in keys_of_it.split(".TP\n") if each.startswith("\\fBretry"))
+    (timeout,) = (each for each in keys_of_it.split(".TP\n") if each.startswith("\\fBtimeout"))
+    assert retry.endswith("By default \\fBtrue\\fR.\n")
+    assert timeout.endswith("Without this and \\fBwindow\\fR: never.\n")
+    assert "180" not in timeout
+
+
 def test_every_field_of_the_status() -> None:
     for name, _ in STATUS_FIELDS:
         assert f".TP\n\\fB{escape(name)}\\fR\n" in page("nat-traverse-status.1")
